@@ -1,0 +1,438 @@
+"""The governor: the named layers of an agent, and the ways to get a permit."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from governor._permit import ConcurrencyPermit, Kind, acquire, try_acquire
+from governor._tree import UNLIMITED, Node, path
+from governor._validate import check_count, check_name, check_timeout, count_from_env
+
+__all__ = ["ConcurrencyGovernor", "GovernorStats"]
+
+_DEFAULTS = {"max_streams": 4, "max_tools": 8, "max_global": 16}
+
+
+@dataclass(frozen=True)
+class GovernorStats:
+    """One consistent snapshot of a governor.
+
+    Attributes:
+        streams_available: Streams that could still be opened under the stream limit alone.
+        streams_max: The limit of streams.
+        tools_available: Tools that could still be run under the tool limit alone.
+        tools_max: The limit of tools.
+        global_available: Operations that could still be begun under the global limit.
+        global_max: The global limit.
+        streams_waiting: Waiters for a stream permit, agents' waiters included.
+        tools_waiting: Waiters for a tool permit, agents' waiters included.
+    """
+
+    streams_available: int
+    streams_max: int
+    tools_available: int
+    tools_max: int
+    global_available: int
+    global_max: int
+    streams_waiting: int
+    tools_waiting: int
+    # By how much each layer is over its limit, after it shrank under those who hold it.
+    _over: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)
+
+    @property
+    def streams_in_use(self) -> int:
+        """Streams that hold a permit; more than ``streams_max`` only after it shrank."""
+        return self.streams_max - self.streams_available + self._over[0]
+
+    @property
+    def tools_in_use(self) -> int:
+        """Tools that hold a permit; more than ``tools_max`` only after it shrank."""
+        return self.tools_max - self.tools_available + self._over[1]
+
+    @property
+    def global_in_use(self) -> int:
+        """Operations that hold a permit; more than ``global_max`` only after it shrank."""
+        return self.global_max - self.global_available + self._over[2]
+
+
+class ConcurrencyGovernor:
+    """Bounds an agent's concurrent streams, tools, and operations in all.
+
+    An LLM agent's turn opens streams, fires a burst of tool calls, starts sub-agents that do the
+    same. A governor is what they all ask first::
+
+        gov = ConcurrencyGovernor(max_streams=4, max_tools=8, max_global=16)
+        with gov.acquire_tool():
+            run_tool()
+
+    A permit takes one of its kind's layer and one of the global layer, both in one step, so that a
+    waiter holds nothing of either. Waiters are served in the order of their coming, skipping only
+    those whose layers are full. All methods may be called from any thread.
+
+    Limits hold in one process: a forked child starts with its own full limits.
+    """
+
+    def __init__(
+        self,
+        max_streams: int,
+        max_tools: int,
+        max_global: int,
+        *,
+        max_queued: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Make a governor with these limits.
+
+        Args:
+            max_streams: Concurrent streams, a count >= 0. 0 pauses the layer until it is resized.
+            max_tools: Concurrent tools, likewise.
+            max_global: Concurrent operations of both kinds, likewise.
+            max_queued: How many may wait for each kind, agents' waiters included; a further acquire
+                raises ``ConcurrencyLimitExceeded`` at once. None: any number.
+            name: For messages and metrics.
+
+        Raises:
+            TypeError: a limit is not an integer, or the name not a string.
+            ValueError: a limit is negative, or the name empty.
+        """
+        streams = check_count("max_streams", max_streams)
+        tools = check_count("max_tools", max_tools)
+        everything = check_count("max_global", max_global)
+        queued = UNLIMITED if max_queued is None else check_count("max_queued", max_queued)
+        self._name = None if name is None else check_name("name", name)
+        self._parent: ConcurrencyGovernor | None = None
+        self._global = Node(everything, "global")
+        self._streams = Node(streams, "streams", self._global, "stream", queued)
+        self._tools = Node(tools, "tools", self._global, "tool", queued)
+        self._own: tuple[Node, ...] = (self._global,)
+        self._begin((streams, tools, everything))
+
+    def _begin(self, limits: tuple[int | None, ...]) -> None:
+        self._made_with = limits
+        self._agents: weakref.WeakValueDictionary[str, ConcurrencyGovernor]
+        self._agents = weakref.WeakValueDictionary()
+
+    @classmethod
+    def with_defaults(cls) -> Self:
+        """Make a governor with 4 streams, 8 tools, 16 operations in all."""
+        return cls(*_DEFAULTS.values())
+
+    @classmethod
+    def from_env(cls, prefix: str = "GOVERNOR_") -> Self:
+        """Make a governor with limits from the environment.
+
+        Reads ``GOVERNOR_MAX_STREAMS``, ``GOVERNOR_MAX_TOOLS``, ``GOVERNOR_MAX_GLOBAL`` and
+        ``GOVERNOR_MAX_QUEUED``; those not set take the defaults: 4, 8, 16, and no bound.
+
+        Args:
+            prefix: What the variables' names begin with.
+
+        Raises:
+            ValueError: a variable is not an integer >= 0; the message names it.
+        """
+        return cls(*_limits_from_env(prefix).values(), max_queued=count_from_env(f"{prefix}MAX_QUEUED"))
+
+    @classmethod
+    def shared(
+        cls,
+        name: str = "default",
+        *,
+        max_streams: int | None = None,
+        max_tools: int | None = None,
+        max_global: int | None = None,
+    ) -> ConcurrencyGovernor:
+        """Return the one governor of that name in this process, made on first use.
+
+        Closing it frees the name.
+
+        Args:
+            name: The name to share it under.
+            max_streams: As for the class; None takes what ``from_env`` would, or what is there.
+            max_tools: Likewise.
+            max_global: Likewise.
+
+        Raises:
+            ValueError: it was made with other limits than these, or a limit is bad.
+            TypeError: a limit is not an integer, or the name not a string.
+        """
+        check_name("name", name)
+        asked = {"max_streams": max_streams, "max_tools": max_tools, "max_global": max_global}
+        for argument, value in asked.items():
+            if value is not None:
+                asked[argument] = check_count(argument, value)
+
+        def find_or_make() -> ConcurrencyGovernor:
+            found = _shared.get(name)
+            if found is None or found.closed:
+                limits = _limits_from_env("GOVERNOR_") | {k: v for k, v in asked.items() if v is not None}
+                queued = count_from_env("GOVERNOR_MAX_QUEUED")
+                found = _shared[name] = ConcurrencyGovernor(*limits.values(), max_queued=queued, name=name)
+            return found
+
+        found: ConcurrencyGovernor = _registry.tree.atomically(_registry, find_or_make)
+        for (argument, value), made_with in zip(asked.items(), found._made_with, strict=True):
+            if value not in (None, made_with):
+                raise ValueError(
+                    f"{argument}={value}: the shared governor {name!r} was made with {made_with}: "
+                    "ask for that, or for none, or close it first"
+                )
+        return found
+
+    # ---------------------------------------------------------------------------- permits
+
+    def acquire_stream(self, timeout: float | None = None) -> ConcurrencyPermit:
+        """Wait for a stream permit, first come, first served.
+
+        Args:
+            timeout: Seconds to wait; None and infinity wait for ever, 0 does not wait.
+
+        Returns:
+            A permit that is held; use it in a ``with`` block, or release it.
+
+        Raises:
+            AcquireTimeout: none came in time (also a ``TimeoutError``).
+            SemaphoreClosed: the governor is closed, or was while waiting.
+            ConcurrencyLimitExceeded: ``max_queued`` are waiting already.
+        """
+        return acquire(self._streams, self, timeout)
+
+    def acquire_tool(self, timeout: float | None = None) -> ConcurrencyPermit:
+        """Wait for a tool permit; as :meth:`acquire_stream`."""
+        return acquire(self._tools, self, timeout)
+
+    def acquire(self, kind: Kind, timeout: float | None = None) -> ConcurrencyPermit:
+        """Wait for a permit of this kind, ``"stream"`` or ``"tool"``; as :meth:`acquire_stream`."""
+        return acquire(self._leaf(kind), self, timeout)
+
+    def try_acquire_stream(self) -> ConcurrencyPermit | None:
+        """Return a stream permit, or None at once where there is no room, or all is closed.
+
+        Never overtakes a waiter that could run.
+        """
+        return try_acquire(self._streams, self)
+
+    def try_acquire_tool(self) -> ConcurrencyPermit | None:
+        """Return a tool permit, or None at once; as :meth:`try_acquire_stream`."""
+        return try_acquire(self._tools, self)
+
+    def try_acquire(self, kind: Kind) -> ConcurrencyPermit | None:
+        """Return a permit of this kind, or None at once; as :meth:`try_acquire_stream`."""
+        return try_acquire(self._leaf(kind), self)
+
+    def _leaf(self, kind: Kind) -> Node:
+        if kind == "tool":
+            return self._tools
+        if kind == "stream":
+            return self._streams
+        raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
+
+    # ------------------------------------------------------------------------------- agents
+
+    def agent(self, name: str, *, max_tools: int, max_streams: int | None = None) -> ConcurrencyGovernor:
+        """Return the governor of one agent (or provider, or tool): its own limits under this one's.
+
+        It has the same API, agents of its own included. The same name again gives the same agent
+        as long as it is in use; nothing of it is left when its last user and permit are gone.
+        Closing it stops only it, and frees the name; closing this governor closes it too.
+
+        Args:
+            name: Unique among this governor's agents.
+            max_tools: Concurrent tools of this agent, a count >= 0.
+            max_streams: Concurrent streams of this agent; None: only the limits above hold.
+
+        Raises:
+            ValueError: the agent exists with other limits, or a limit or the name is bad.
+            TypeError: a limit is not an integer, or the name not a string.
+        """
+        check_name("name", name)
+        tools = check_count("max_tools", max_tools)
+        streams = None if max_streams is None else check_count("max_streams", max_streams)
+
+        def find_or_make() -> ConcurrencyGovernor:
+            found = self._agents.get(name)
+            if found is None or any(node.closed for node in found._own):
+                found = self._agents[name] = self._make_agent(name, tools, streams)
+            return found
+
+        found: ConcurrencyGovernor = self._global.tree.atomically(self._global, find_or_make)
+        if found._made_with != (streams, tools):
+            raise ValueError(
+                f"agent {name!r} exists with max_streams={found._made_with[0]}, "
+                f"max_tools={found._made_with[1]}: ask for these, or close it first"
+            )
+        return found
+
+    def _make_agent(self, name: str, tools: int, streams: int | None) -> ConcurrencyGovernor:
+        agent = ConcurrencyGovernor.__new__(ConcurrencyGovernor)
+        agent._name = name if self._parent is None else f"{self._name}/{name}"
+        agent._parent = self
+        agent._global = self._global
+        own = UNLIMITED if streams is None else streams
+        agent._streams = Node(own, f"streams of {agent._name!r}", self._streams, "stream")
+        agent._tools = Node(tools, f"tools of {agent._name!r}", self._tools, "tool")
+        agent._own = (agent._streams, agent._tools)
+        agent._begin((streams, tools))
+        return agent
+
+    # --------------------------------------------------------------------- looking and steering
+
+    @property
+    def name(self) -> str | None:
+        """The name it was given; an agent's begins with those of the agents above it."""
+        return self._name
+
+    def stats(self) -> GovernorStats:
+        """Return one consistent snapshot: ``available == max(0, limit - held)`` in every layer.
+
+        An agent's streams and tools are its own, the global numbers are those of all.
+        """
+        own = (self._streams, self._tools)
+        (_, streams_waiting, _), (_, tools_waiting, _), *layers = self._global.tree.usage(
+            *own, *map(_limited, own), self._global
+        )
+        free = [max(0, limit - used) for used, _, limit in layers]
+        over = [max(0, used - limit) for used, _, limit in layers]
+        return GovernorStats(
+            streams_available=free[0],
+            streams_max=layers[0][2],
+            tools_available=free[1],
+            tools_max=layers[1][2],
+            global_available=free[2],
+            global_max=layers[2][2],
+            streams_waiting=streams_waiting,
+            tools_waiting=tools_waiting,
+            _over=(over[0], over[1], over[2]),
+        )
+
+    def resize(
+        self,
+        *,
+        max_streams: int | None = None,
+        max_tools: int | None = None,
+        max_global: int | None = None,
+    ) -> None:
+        """Change limits while in use. Those not given stay.
+
+        Growing admits waiters at once, in order. Shrinking revokes nothing: it takes effect as
+        permits come back.
+
+        Args:
+            max_streams: A count >= 0.
+            max_tools: A count >= 0.
+            max_global: A count >= 0. An agent shares it and cannot change it.
+
+        Raises:
+            TypeError: a limit is not an integer.
+            ValueError: a limit is negative, or of a layer that this agent only shares.
+        """
+        changes: list[tuple[Node, int]] = []
+        for argument, node, value in (
+            ("max_global", self._global, max_global),
+            ("max_streams", self._streams, max_streams),
+            ("max_tools", self._tools, max_tools),
+        ):
+            if value is not None:
+                limit = check_count(argument, value)
+                if self._parent is not None and (node is self._global or node.limit == UNLIMITED):
+                    raise ValueError(
+                        f"{argument}={limit}: agent {self._name!r} shares this limit and cannot "
+                        "change it: resize the governor it belongs to"
+                    )
+                changes.append((node, limit))
+        for node, limit in changes:
+            node.tree.revise(node, limit)
+
+    # ---------------------------------------------------------------------------------- the end
+
+    def close(self) -> None:
+        """Wake every waiter with ``SemaphoreClosed`` and refuse newcomers, at once.
+
+        Permits that are held stay valid; those suspended were admitted already and may resume.
+        Closing twice does nothing.
+        """
+        for node in self._own:
+            node.tree.revise(node)
+
+        def free_the_name() -> None:
+            if self._name is not None and _shared.get(self._name) is self:
+                del _shared[self._name]
+
+        _registry.tree.atomically(_registry, free_the_name)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it, or a governor it belongs to, was closed."""
+        return any(node.closed for node in path(self._tools))
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Close, then wait until all permits are back, suspended ones too.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+
+        Returns:
+            Whether all are back.
+
+        Raises:
+            RuntimeError: this thread has itself entered a permit, and would wait for itself.
+        """
+        timeout = check_timeout(timeout)
+        self.close()
+        return self._global.tree.drain(self._own, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return (
+            f"<{type(self).__name__}{'' if self._name is None else f' {self._name!r}'}"
+            f"{' closed' if self.closed else ''}"
+            f" streams {stats.streams_in_use}/{stats.streams_max}"
+            f" tools {stats.tools_in_use}/{stats.tools_max}"
+            f" global {stats.global_in_use}/{stats.global_max}>"
+        )
+
+    def __copy__(self) -> Self:
+        return self  # frameworks copy what they are configured with; the limits are one
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a governor cannot be pickled, as its limits hold in one process: "
+            "make one in each process, for example with ConcurrencyGovernor.shared()"
+        )
+
+
+def _limits_from_env(prefix: str) -> dict[str, int]:
+    limits = {}
+    for argument, default in _DEFAULTS.items():
+        found = count_from_env(prefix + argument.upper())
+        limits[argument] = default if found is None else found
+    return limits
+
+
+def _limited(node: Node) -> Node:
+    """The layer whose limit an agent's users meet: its own, or the nearest above that has one."""
+    while node.limit == UNLIMITED and node.parent is not None:
+        node = node.parent
+    return node
+
+
+# The governors that `shared` hands out, and a tree of no other use than its lock, which no
+# interrupt leaves taken and no fork inherits.
+_shared: dict[str, ConcurrencyGovernor] = {}
+_registry = Node(0, "registry")

@@ -1,0 +1,212 @@
+"""The permit: the right to run one operation, and its suspension."""
+
+from __future__ import annotations
+
+import warnings
+from threading import get_ident
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self
+
+from governor._tree import AWAY, HELD, OUT, Node, Ticket
+from governor._validate import check_timeout
+
+__all__ = ["ConcurrencyPermit", "Kind", "acquire", "try_acquire"]
+
+Kind = Literal["stream", "tool"]
+
+
+class ConcurrencyPermit:
+    """The right to run one operation; gives back all it took, exactly once.
+
+    Comes from a governor's ``acquire_*`` and ``try_acquire_*``. Use it as a context manager::
+
+        with gov.acquire_tool() as permit:
+            run_tool()
+
+    or call :meth:`release` when the operation is over, from any thread. A permit that is dropped
+    unreleased gives its place back when it is collected, with a ``ResourceWarning``.
+
+    The thread that enters the permit owns it; only that thread may suspend it.
+    """
+
+    __slots__ = ("__weakref__", "_ticket")
+
+    _ticket: Ticket
+
+    def __new__(cls) -> Self:
+        raise TypeError("permits come from a governor: acquire_tool(), try_acquire_stream(), ...")
+
+    @property
+    def kind(self) -> Kind:
+        """``"stream"`` or ``"tool"``."""
+        return "stream" if self._ticket.leaf.kind == "stream" else "tool"
+
+    @property
+    def held(self) -> bool:
+        """Whether it holds its place now: not given back, and not suspended."""
+        return self._ticket.state is HELD
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent in line before it was granted."""
+        return getattr(self._ticket, "waited", 0.0)
+
+    def release(self) -> None:
+        """Give the place back. Does nothing if that has happened already. Any thread may call it."""
+        ticket = self._ticket
+        leaf = ticket.leaf
+        try:
+            leaf.tree.give_back(leaf, ticket)
+        except BaseException:
+            leaf.tree.note(ticket)
+            raise
+
+    def suspended(self, timeout: float | None = None) -> Suspension:
+        """Give the place back for the length of a block, so that others can run meanwhile.
+
+        For an operation that waits for other operations under the same governor::
+
+            with gov.acquire_tool() as permit:
+                with permit.suspended():
+                    answer = sub_agent.run()
+
+        At the end of the block it takes a place again, ahead of all operations that were admitted
+        later than it, whatever ``max_queued`` says and even when the governor is closed by then.
+        When that times out or is interrupted, the permit is simply no longer held, and the end of
+        the outer block does nothing.
+
+        Args:
+            timeout: Seconds to wait for the place at the end of the block; None waits for ever.
+
+        Raises:
+            RuntimeError: on entering the block, when this thread is not the one that entered the
+                permit, or the permit is not held, or is suspended already.
+            AcquireTimeout: at the end of the block, when no place came within ``timeout``.
+        """
+        return Suspension(self, check_timeout(timeout))
+
+    def __enter__(self) -> Self:
+        ticket = self._ticket
+        if ticket.owner is not None or ticket.state is not HELD:
+            self._refuse("enter")
+        ticket.owner = get_ident()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ticket = self._ticket
+        leaf = ticket.leaf
+        try:
+            leaf.tree.give_back(leaf, ticket)
+        except BaseException:
+            leaf.tree.note(ticket)
+            raise
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        ticket = self._ticket
+        if ticket.state:
+            lost = f"{self!r} was dropped unreleased"
+            ticket.leaf.tree.note(ticket, wait=False)
+            _warn(lost, ResourceWarning, source=self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.kind} {self._ticket.state or 'released'}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a permit cannot be copied or pickled: it is given back once, in one process")
+
+    def _refuse(self, verb: str) -> NoReturn:
+        owner, state = self._ticket.owner, self._ticket.state
+        if not state:
+            why = "that is not held: acquire another"
+        elif state is AWAY:
+            why = "that is suspended"
+        elif owner is None:
+            why = "that no thread has entered: use it in a with block"
+        elif owner != get_ident():
+            why = "that another thread has entered"
+        else:
+            why = "twice"
+        raise RuntimeError(f"cannot {verb} a permit {why}")
+
+
+class Suspension:
+    """The block in which a permit is suspended; see ``ConcurrencyPermit.suspended``."""
+
+    __slots__ = ("_permit", "_timeout")
+
+    def __init__(self, permit: ConcurrencyPermit, timeout: float | None) -> None:
+        self._permit = permit
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        ticket = self._permit._ticket
+        tree = ticket.leaf.tree
+        try:
+            suspended = ticket.owner == get_ident() and tree.suspend(ticket)
+        except BaseException:
+            tree.note(ticket)
+            raise
+        if not suspended:
+            self._permit._refuse("suspend")
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ticket = self._permit._ticket
+        tree = ticket.leaf.tree
+        if ticket.state is not AWAY:
+            return  # released meanwhile, or inherited by a forked child
+        try:
+            refusal = tree.wait(ticket, self._timeout, f"{self._permit.kind} permit")
+        except BaseException:
+            tree.note(ticket)
+            raise
+        if refusal is not None:
+            raise refusal
+
+
+def acquire(leaf: Node, source: Any, timeout: float | None) -> ConcurrencyPermit:
+    """Return a permit for the path of ``leaf``, in turn. ``source`` lives as long as it is out."""
+    if timeout is not None:
+        timeout = check_timeout(timeout)
+    # The permit comes before the place, so that there is always one who answers for it.
+    permit = _new(ConcurrencyPermit)
+    permit._ticket = ticket = _new(Ticket)  # and not Ticket(), for speed
+    ticket.leaf = leaf
+    ticket.source = source
+    ticket.state = OUT
+    ticket.owner = None
+    tree = leaf.tree
+    try:
+        if tree.quick(leaf, ticket):
+            return permit
+        refusal = tree.wait(ticket, timeout, f"{leaf.kind} permit", source.name)
+    except BaseException:
+        tree.note(ticket)
+        raise
+    if refusal is not None:
+        raise refusal
+    return permit
+
+
+def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
+    """Return a permit for the path of ``leaf``, or None at once."""
+    permit = _new(ConcurrencyPermit)
+    permit._ticket = ticket = Ticket(leaf, source)
+    tree = leaf.tree
+    try:
+        return permit if tree.quick(leaf, ticket) or tree.take(leaf, ticket) else None
+    except BaseException:
+        tree.note(ticket)
+        raise
+
+
+_new = object.__new__

@@ -1,0 +1,651 @@
+"""The tree: the lock, the books, the line, hand-off, close and fork of layers that share a root.
+
+All change of shared state happens in this file.
+
+Guarantees
+    *All or nothing.* An operation takes one of every layer of its path in one step, or none. A
+    waiter holds nothing.
+
+    *Fairness.* Whenever the lock is free, no waiter could run. So a newcomer with room on its whole
+    path overtakes nobody, and need not look at the line.
+
+    *Interruption.* An exception from a signal handler, at any point, leaves the books right or
+    marked for repair, the lock free, and every ticket in the books or noted for giving back.
+
+Assumptions
+    *The truth* is three dicts, ``held``, ``line`` and ``away``, and each layer's ``limit`` and
+    ``closed``. All else is derived from them, and can be derived anew at any time (``_rebuild``).
+
+    *Straight lines.* CPython runs signal handlers only at a function's start, after a call and on a
+    backward jump. So a line of loads, stores and comparisons of plain attributes, locals and items
+    of int-keyed dicts is not cut in two, nor is one that ends in its only C call. A comment marks
+    where that is relied upon. All else runs with ``dirty`` set, and whoever finds it set rebuilds.
+
+The line is a tree of heaps: each layer that has room offers its oldest waiter to its parent, and
+what the root would offer is granted. That finds the oldest waiter whose whole path has room with one
+heap operation a layer, however many agents there are.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from threading import TIMEOUT_MAX, Lock, RLock, get_ident
+from time import monotonic
+from typing import Any, Protocol
+
+from governor._errors import (
+    AcquireTimeout,
+    ConcurrencyError,
+    ConcurrencyLimitExceeded,
+    LayerUse,
+    SemaphoreClosed,
+)
+
+__all__ = ["AWAY", "HELD", "OUT", "UNLIMITED", "Node", "Ticket", "Tree"]
+
+UNLIMITED = sys.maxsize
+
+# A ticket's states; compared by identity.
+OUT, WAITING, HELD, AWAY = "", "waiting", "held", "suspended"
+
+_PARKED, _BUSY = "parked", "busy"
+
+
+class Gate(Protocol):
+    """What a waiter is woken by: a taken lock, or whatever delivers a grant in its place."""
+
+    def release(self) -> object: ...
+
+
+class Ticket:
+    """The record of one operation, from the line to its end.
+
+    ``number`` is its age, drawn under the lock, and so its place in line for ever. ``state`` says
+    which books it is in: OUT (none), WAITING (``line``), HELD (``held``) or AWAY (``away``, and
+    ``line`` while it waits to come back). ``owner`` is the thread that entered the permit, and
+    ``source`` whoever asked for it, kept alive as long as the ticket is in the books.
+    """
+
+    __slots__ = ("gate", "leaf", "number", "owner", "source", "state", "waited")
+
+    gate: Gate
+    leaf: Node
+    number: int
+    owner: int | None
+    source: object
+    state: str
+    waited: float
+
+    def __init__(self, leaf: Node, source: object) -> None:
+        self.leaf = leaf
+        self.source = source
+        self.state = OUT
+        self.owner = None
+
+
+class Node:
+    """One layer.
+
+    ``room`` is the limit less those who hold it, and negative after the limit shrank. ``waiting``
+    counts those in line for it or for a layer below. ``heap`` has the numbers of those who want it
+    next, its own and its children's offers; stale ones are dropped when they come up. ``offer`` is
+    the oldest of them while there is room. ``over`` is the root where the path has two layers, or
+    three with the ``middle`` one: the paths to be quick about. None once closed.
+    """
+
+    __slots__ = (
+        "closed", "heap", "kind", "limit", "max_queued", "middle", "name", "offer", "over", "parent",
+        "room", "tree", "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self, limit: int, name: str, parent: Node | None = None, kind: str = "", max_queued: int = UNLIMITED
+    ) -> None:
+        self.tree: Tree = Tree() if parent is None else parent.tree
+        self.parent = parent
+        above = [*path(parent)]
+        self.over = above[-1] if len(above) in (1, 2) else None
+        self.middle = parent if len(above) == 2 else None
+        self.name, self.kind, self.limit, self.max_queued = name, kind, limit, max_queued
+        self.closed = False
+        self.clear()
+
+    def clear(self) -> None:
+        self.room = self.limit
+        self.waiting = 0
+        self.heap: list[int] = []
+        self.offer: int | None = None
+
+
+def path(leaf: Node | None) -> Iterator[Node]:
+    """The layers from this one up to the root."""
+    while leaf is not None:
+        yield leaf
+        leaf = leaf.parent
+
+
+class Tree:
+    """The books of all layers that share a root."""
+
+    __slots__ = (
+        "__weakref__", "after", "away", "calm", "closed", "dirty", "drains", "drawn", "held", "line",
+        "lock",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.held: dict[int, Ticket] = {}
+        self.line: dict[int, Ticket] = {}
+        self.away: dict[int, Ticket] = {}
+        self.drains: dict[int, tuple[Gate, tuple[Node, ...]]] = {}
+        self.drawn = 0
+        self.closed = False
+        self.dirty: Node | None = None  # a layer under change: what is derived may be wrong
+        self.calm = True  # open, and neither a line nor a drain nor dirt to look after
+        # To be done when the lock is free: gates to open, tickets to give back that could not be
+        # at once, layers that were changed.
+        self.after: deque[Gate | Ticket | Node] = deque()
+        _trees.add(self)
+
+    # ------------------------------------------------------------- for callers without the lock
+
+    def quick(self, leaf: Node, ticket: Ticket) -> bool:
+        """Admit a newcomer in the common case. False says only that ``take`` or ``wait`` must tell.
+
+        Whoever calls this, or any of the next four, notes the ticket when it raises.
+        """
+        root = leaf.over
+        if root is None:
+            return False
+        middle, lock = leaf.middle, self.lock
+        taken: bool | None = None
+        try:
+            lock.acquire()
+            # Straight line.
+            if taken := (
+                self.calm
+                and (mine := leaf.room) > 0
+                and (all_ := root.room) > 0
+                and (middle is None or (middle.room > 0 and not middle.closed))
+            ):
+                ticket.number = self.drawn = number = self.drawn + 1
+                ticket.state = HELD
+                self.held[number] = ticket
+                leaf.room = mine - 1
+                root.room = all_ - 1
+                if middle is not None:
+                    middle.room -= 1
+            lock.release()
+        except BaseException:
+            if taken is None:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass  # interrupted before it was taken
+            raise
+        if self.after:
+            self.serve()
+        return taken is True
+
+    def take(self, leaf: Node, ticket: Ticket) -> bool:
+        """Admit a newcomer if its whole path has room."""
+        return self._settled(self._take, leaf, ticket) is True
+
+    def wait(
+        self, ticket: Ticket, timeout: float | None, what: str, governor: str | None = None
+    ) -> ConcurrencyError | None:
+        """Take, or stand in line for up to ``timeout`` seconds. Returns the refusal, or None."""
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            return ConcurrencyLimitExceeded(what, None, governor=governor)
+        began = monotonic()
+        ticket.gate = gate = Lock()
+        gate.acquire()
+        refusal = self._settled(self._park, ticket.leaf, ticket, timeout == 0)
+        if refusal is _PARKED:
+            _sleep(gate, timeout)
+            refusal = None
+            if ticket.state is not HELD:
+                refusal = self._settled(self._withdraw, ticket.leaf, ticket)
+        ticket.waited = monotonic() - began
+        if refusal is None:
+            return None
+        error: Any
+        error, bound, uses, waiting, number = refusal
+        if error is SemaphoreClosed:
+            return SemaphoreClosed(what, governor)
+        ahead = sum(it.number < number and it.leaf.kind == ticket.leaf.kind for it in waiting)
+        refused: ConcurrencyError = error(what, timeout if bound is None else bound, uses, ahead, governor)
+        return refused
+
+    def suspend(self, ticket: Ticket) -> bool:
+        """Give back what a held ticket took, but keep its number for its return."""
+        return self._settled(self._suspend, ticket.leaf, ticket) is True
+
+    def give_back(self, leaf: Node, ticket: Ticket) -> None:
+        """Take a ticket out of the books, wherever it is."""
+        root = leaf.over
+        if root is not None:
+            middle, lock, given = leaf.middle, self.lock, None
+            try:
+                lock.acquire()
+                # Straight line.
+                if given := self.calm and ticket.state is HELD:
+                    ticket.state = OUT
+                    del self.held[ticket.number]
+                    leaf.room += 1
+                    root.room += 1
+                    if middle is not None:
+                        middle.room += 1
+                lock.release()
+            except BaseException:
+                if given is None:
+                    try:
+                        lock.release()
+                    except RuntimeError:
+                        pass  # interrupted before it was taken
+                raise
+            if self.after:
+                self.serve()
+            if given:
+                return
+        if ticket.state and self._settled(self._give_back, leaf, ticket) is _BUSY:
+            self.note(ticket)
+
+    def note(self, ticket: Ticket, *, wait: bool = True) -> None:
+        """Give a ticket back now or, where the lock cannot be had, when it is free."""
+        self.after.append(ticket)
+        self.serve(wait=wait)
+
+    def revise(self, node: Node, limit: int | None = None) -> None:
+        """Hold a layer to another limit or, without one, close it. A closed one stays closed."""
+        if self._settled(self._revise, node, limit) is _BUSY:
+            _revise(node, limit)
+            self.after.append(node)
+
+    def usage(self, *nodes: Node) -> list[tuple[int, int, int]]:
+        """Return of each layer how many hold it, how many wait, and its limit, all at one moment."""
+        usage: list[tuple[int, int, int]] | str = self._settled(self._usage, nodes[0], nodes)
+        if isinstance(usage, str):  # in this very thread, so that nothing moves: but the counts may be off
+            usage = [(_count(self.held, it), _count(self.line, it), it.limit) for it in nodes]
+        return usage
+
+    def drain(self, nodes: tuple[Node, ...], timeout: float | None) -> bool:
+        """Wait until nobody holds, or has suspended, any of these layers.
+
+        Raises:
+            RuntimeError: this thread has entered a permit of theirs, and would wait for itself.
+        """
+        gate = Lock()
+        gate.acquire()
+        try:
+            if self._settled(self._watch, nodes[0], gate, nodes, get_ident()):
+                raise RuntimeError("drain() inside a permit of its own thread would never end")
+            _sleep(gate, timeout)
+            return self._settled(self._unused, nodes[0], nodes) is True
+        finally:
+            self.drains.pop(id(gate), None)
+
+    def atomically(self, node: Node, change: Callable[[], Any]) -> Any:
+        """Return what ``change`` returns, no other thread being in the tree meanwhile."""
+        result = self._settled(lambda _: change(), node)
+        return change() if result is _BUSY else result
+
+    def serve(self, *, wait: bool = True) -> None:
+        """Do what was left for when the lock is free.
+
+        Each item is done first and struck off afterwards, so that an interrupt between the two
+        does it twice rather than never; all bear that.
+        """
+        after = self.after
+        while after:
+            try:
+                item = after[0]
+            except IndexError:
+                return  # another thread was quicker
+            if isinstance(item, Ticket):
+                if self._locked(self._give_back, item.leaf, item, wait=wait) is _BUSY:
+                    return  # whoever has the lock comes by here
+            elif isinstance(item, Node):
+                if self._locked(self._revise, item, item.limit, wait=wait) is _BUSY:
+                    return
+            else:
+                try:
+                    item.release()
+                except RuntimeError:
+                    pass  # open already
+            try:
+                after.remove(item)
+            except ValueError:
+                pass
+
+    # ------------------------------------------------------------------------------- the lock
+
+    def _settled(self, step: Callable[..., Any], leaf: Node, *args: Any) -> Any:
+        """Run one step under the lock, then do what it, or another meanwhile, left to be done."""
+        try:
+            result = self._locked(step, leaf, *args)
+        except BaseException:
+            self.serve()
+            raise
+        if self.after:
+            self.serve()
+        return result
+
+    def _locked(self, step: Callable[..., Any], leaf: Node, *args: Any, wait: bool = True) -> Any:
+        """Run one step under the lock and, whatever interrupts it, leave the books in order.
+
+        A step returns its refusals: an exception is an interrupt, and costs a rebuild.
+
+        Returns _BUSY where the lock cannot be had: when ``wait`` is False and another thread has
+        it, or when this thread itself is inside a step, which a signal handler or a finalizer
+        interrupted.
+        """
+        lock = self.lock
+        if lock._is_owned():  # type: ignore[attr-defined]
+            # Not dirty means that the interrupted call has the lock but has not begun.
+            return _BUSY if self.dirty is not None else self._run(step, leaf, args)
+        try:
+            if not lock.acquire(wait):
+                return _BUSY
+            result = self._run(step, leaf, args)
+            lock.release()
+        except BaseException:
+            try:
+                if self.dirty is not None and lock._is_owned():  # type: ignore[attr-defined]
+                    self._rebuild()
+            finally:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass  # not taken yet, or free again
+            raise
+        return result
+
+    def _run(self, step: Callable[..., Any], leaf: Node, args: tuple[Any, ...]) -> Any:
+        if self.dirty is not None:
+            self._rebuild()
+        self.calm = False
+        self.dirty = leaf
+        result = step(leaf, *args)
+        self.dirty = None
+        self.calm = not (self.line or self.drains or self.closed)
+        return result
+
+    # --------------------------------------------------- steps: with the lock held and dirty set
+
+    def _take(self, leaf: Node, ticket: Ticket) -> bool:
+        if any(node.room <= 0 or node.closed for node in path(leaf)):
+            return False
+        self._admit(leaf, ticket)
+        return True
+
+    def _park(self, leaf: Node, ticket: Ticket, at_once: bool) -> Any:
+        """Admit, or put in line. Returns None, or _PARKED, or a refusal."""
+        newcomer = ticket.state is OUT
+        if newcomer and any(node.closed for node in path(leaf)):
+            return self._refusal(SemaphoreClosed, leaf)
+        if all(node.room > 0 for node in path(leaf)):
+            self._admit(leaf, ticket)
+            return None
+        if at_once:
+            return self._refusal(AcquireTimeout, leaf)
+        if newcomer:
+            for node in path(leaf):
+                if node.waiting >= node.max_queued:
+                    return self._refusal(ConcurrencyLimitExceeded, leaf, bound=node.max_queued)
+            # Straight line.
+            ticket.number = self.drawn = self.drawn + 1
+            ticket.state = WAITING
+        self.line[ticket.number] = ticket
+        for node in path(leaf):
+            node.waiting += 1
+        self._want(leaf, ticket.number)
+        self._offer(leaf)
+        return _PARKED
+
+    def _withdraw(self, leaf: Node, ticket: Ticket) -> Any:
+        """Leave the line, unless the grant came first. Returns None, or a refusal."""
+        if ticket.state is HELD or ticket.state is OUT:
+            return None
+        error = AcquireTimeout if ticket.number in self.line else SemaphoreClosed
+        self._give_back(leaf, ticket)
+        return self._refusal(error, leaf, ticket.number)
+
+    def _refusal(
+        self, error: type[ConcurrencyError], leaf: Node, number: int = UNLIMITED, bound: int | None = None
+    ) -> tuple[Any, ...]:
+        """What the error needs to know; who stands ahead is counted when the lock is free."""
+        uses = tuple(
+            LayerUse(node.name, node.limit - node.room, node.limit)
+            for node in path(leaf)
+            if node.limit != UNLIMITED
+        )
+        return error, bound, uses, list(self.line.values()), number
+
+    def _give_back(self, leaf: Node, ticket: Ticket) -> None:
+        if (state := ticket.state) is OUT:
+            return
+        number = ticket.number
+        # Straight line.
+        ticket.state = OUT
+        if state is HELD:
+            del self.held[number]
+            self._vacate(leaf)
+        else:
+            if number in self.away:
+                del self.away[number]
+            if number in self.line:
+                del self.line[number]
+                self.after.append(ticket.gate)
+                for node in path(leaf):
+                    node.waiting -= 1
+                self._offer(leaf)
+        self._open_drains()
+
+    def _suspend(self, leaf: Node, ticket: Ticket) -> bool:
+        if ticket.state is not HELD:
+            return False
+        number = ticket.number
+        # Straight line.
+        ticket.state = AWAY
+        self.away[number] = ticket
+        del self.held[number]
+        self._vacate(leaf)
+        return True
+
+    def _revise(self, node: Node, limit: int | None) -> None:
+        _revise(node, limit)
+        self._rebuild()
+
+    def _usage(self, leaf: Node, nodes: tuple[Node, ...]) -> list[tuple[int, int, int]]:
+        return [(node.limit - node.room, node.waiting, node.limit) for node in nodes]
+
+    def _watch(self, leaf: Node, gate: Gate, nodes: tuple[Node, ...], thread: int) -> bool:
+        """Register a drain, unless this thread would wait for itself."""
+        for ticket in (*self.held.values(), *self.away.values()):
+            if ticket.owner == thread and any(node in nodes for node in path(ticket.leaf)):
+                return True
+        self.drains[id(gate)] = gate, nodes
+        self._open_drains()
+        return False
+
+    def _unused(self, leaf: Node, nodes: tuple[Node, ...]) -> bool:
+        return not any(it.room < it.limit or _count(self.away, it) for it in nodes)
+
+    # -------------------------------------------------------------------------- parts of steps
+
+    def _admit(self, leaf: Node, ticket: Ticket) -> None:
+        if ticket.state is OUT:
+            ticket.number = self.drawn = self.drawn + 1
+        number = ticket.number
+        # Straight line.
+        self.held[number] = ticket
+        ticket.state = HELD
+        if number in self.away:
+            del self.away[number]
+        node: Node | None = leaf
+        while node is not None:
+            node.room -= 1
+            node = node.parent
+
+    def _vacate(self, leaf: Node) -> None:
+        node: Node | None = leaf
+        while node is not None:
+            node.room += 1
+            node = node.parent
+        if self.line:
+            self._offer(leaf)
+            self._grant(leaf)
+
+    def _grant(self, root: Node) -> None:
+        """Hand on what is free: to the oldest whose whole path has room, while there is one."""
+        while root.parent is not None:
+            root = root.parent
+        while root.room > 0 and (number := self._oldest(root)) is not None:
+            ticket = self.line[number]
+            # Straight line: in the books before it wakes.
+            self.held[number] = ticket
+            ticket.state = HELD
+            del self.line[number]
+            if number in self.away:
+                del self.away[number]
+            self.after.append(ticket.gate)
+            node: Node | None = ticket.leaf
+            while node is not None:
+                node.room -= 1
+                node.waiting -= 1
+                node = node.parent
+            self._offer(ticket.leaf)
+
+    def _offer(self, node: Node) -> None:
+        """Bring the offers of a path up to date."""
+        while (parent := node.parent) is not None:
+            offer = self._oldest(node) if node.room > 0 else None
+            if offer != node.offer:
+                node.offer = offer
+                if offer is not None:
+                    self._want(parent, offer)
+            node = parent
+
+    def _want(self, node: Node, number: int) -> None:
+        heappush(node.heap, number)
+        # Those who left are dropped when they come up. Where nothing comes up (a paused layer with
+        # many timeouts) they are swept before they far outnumber the waiting.
+        if len(node.heap) > 2 * node.waiting + 64:
+            node.heap = sorted({it for it in node.heap if self._wants(it, node)})
+
+    def _oldest(self, node: Node) -> int | None:
+        """Who wants this layer next, the oldest of them."""
+        heap = node.heap
+        while heap:
+            if self._wants(heap[0], node):
+                return heap[0]
+            heappop(heap)
+        return None
+
+    def _wants(self, number: int, node: Node) -> bool:
+        """Whether this waiter waits at this very layer, or is offered to it from below."""
+        ticket = self.line.get(number)
+        if ticket is None or ticket.leaf is node:
+            return ticket is not None
+        below = ticket.leaf
+        while below.parent is not node:
+            below = below.parent  # type: ignore[assignment]  # only waiters from below get here
+        return below.offer == number
+
+    def _open_drains(self) -> None:
+        for gate, nodes in list(self.drains.values()):
+            if self._unused(nodes[0], nodes):
+                self.after.append(gate)
+
+    def _rebuild(self) -> None:
+        """Derive all from the truth, turn out of the line whom a closed layer refuses, hand on.
+
+        Can be interrupted and done again, as ``dirty`` is cleared last.
+        """
+        leaves = {self.dirty} - {None}
+        for ticket in list(self.line.values()):
+            leaves.add(ticket.leaf)
+            if ticket.state is WAITING and any(node.closed for node in path(ticket.leaf)):
+                # Straight line.
+                del self.line[ticket.number]
+                self.after.append(ticket.gate)
+        leaves.update(ticket.leaf for ticket in self.held.values())
+        depths = {it: depth for leaf in leaves for depth, it in enumerate([*path(leaf)][::-1])}
+        for node in depths:
+            node.clear()
+        for ticket in self.held.values():
+            for node in path(ticket.leaf):
+                node.room -= 1
+        for number, ticket in self.line.items():
+            heappush(ticket.leaf.heap, number)
+            for node in path(ticket.leaf):
+                node.waiting += 1
+        # Leaves first, else a younger waiter of another leaf is offered in an elder's place.
+        for node in sorted(depths, key=depths.__getitem__, reverse=True):
+            if node.parent is None:
+                self._grant(node)
+            elif node.room > 0 and (offer := self._oldest(node)) is not None:
+                node.offer = offer
+                heappush(node.parent.heap, offer)
+        self._open_drains()
+        self.dirty = None
+        self.calm = not (self.line or self.drains or self.closed)
+
+    def _forget(self) -> None:
+        """In a forked child: full limits, nobody in line, and a lock that nobody holds."""
+        for ticket in (*self.held.values(), *self.away.values(), *self.line.values()):
+            ticket.state = OUT
+            for node in path(ticket.leaf):
+                node.clear()
+        for node in path(self.dirty):
+            node.clear()
+        for book in (self.held, self.line, self.away, self.drains):
+            book.clear()
+        self.after.clear()
+        self.dirty = None
+        self.calm = not self.closed
+        self.lock = RLock()
+
+
+def _revise(node: Node, limit: int | None) -> None:
+    if limit is not None:
+        node.limit = limit
+        return
+    node.closed = True
+    node.over = None
+    if node.parent is None:
+        node.tree.closed = True
+
+
+def _count(book: dict[int, Ticket], node: Node) -> int:
+    return sum(node in path(ticket.leaf) for ticket in list(book.values()))
+
+
+def _sleep(gate: Any, timeout: float | None) -> None:
+    """Wait until the gate opens, or for ``timeout`` seconds."""
+    if timeout is None:
+        gate.acquire()
+        return
+    deadline = monotonic() + timeout
+    while not gate.acquire(True, min(timeout, TIMEOUT_MAX)):
+        timeout = deadline - monotonic()
+        if timeout <= 0:
+            return
+
+
+_trees: weakref.WeakSet[Tree] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for tree in list(_trees):
+        tree._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
