@@ -45,7 +45,7 @@ class SemaphoreClosed(ConcurrencyError):
         super().__init__(f"no {what}: {_called(governor)}closed")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.what, self.governor)
+        return type(self), (self.what, self.governor), self.__dict__
 
 
 class _Refused(ConcurrencyError):
@@ -73,7 +73,7 @@ class _Refused(ConcurrencyError):
         return [f"{self.waiting} waiting ahead"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.what, self.bound, self.layers, self.waiting, self.governor)
+        return type(self), (self.what, self.bound, self.layers, self.waiting, self.governor), self.__dict__
 
 
 class AcquireTimeout(_Refused, TimeoutError):

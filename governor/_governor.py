@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from threading import get_ident
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -39,8 +40,8 @@ class GovernorStats:
     global_max: int
     streams_waiting: int
     tools_waiting: int
-    # By how much each layer is over its limit, after it shrank under those who hold it.
-    _over: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)
+    # By how much each layer is over its limit, after it shrank under those who hold it. No field.
+    _over = (0, 0, 0)
 
     @property
     def streams_in_use(self) -> int:
@@ -267,7 +268,7 @@ class ConcurrencyGovernor:
 
     def _make_agent(self, name: str, tools: int, streams: int | None) -> ConcurrencyGovernor:
         agent = ConcurrencyGovernor.__new__(ConcurrencyGovernor)
-        agent._name = name if self._parent is None else f"{self._name}/{name}"
+        agent._name = name if self._name is None else f"{self._name}/{name}"
         agent._parent = self
         agent._global = self._global
         own = UNLIMITED if streams is None else streams
@@ -281,7 +282,7 @@ class ConcurrencyGovernor:
 
     @property
     def name(self) -> str | None:
-        """The name it was given; an agent's begins with those of the agents above it."""
+        """The name it was given; an agent's begins with the names above it: ``api/researcher``."""
         return self._name
 
     def stats(self) -> GovernorStats:
@@ -295,7 +296,7 @@ class ConcurrencyGovernor:
         )
         free = [max(0, limit - used) for used, _, limit in layers]
         over = [max(0, used - limit) for used, _, limit in layers]
-        return GovernorStats(
+        stats = GovernorStats(
             streams_available=free[0],
             streams_max=layers[0][2],
             tools_available=free[1],
@@ -304,8 +305,9 @@ class ConcurrencyGovernor:
             global_max=layers[2][2],
             streams_waiting=streams_waiting,
             tools_waiting=tools_waiting,
-            _over=(over[0], over[1], over[2]),
         )
+        object.__setattr__(stats, "_over", tuple(over))
+        return stats
 
     def resize(
         self,
@@ -328,7 +330,7 @@ class ConcurrencyGovernor:
             TypeError: a limit is not an integer.
             ValueError: a limit is negative, or of a layer that this agent only shares.
         """
-        changes: list[tuple[Node, int]] = []
+        changes: list[tuple[Node, int | None]] = []
         for argument, node, value in (
             ("max_global", self._global, max_global),
             ("max_streams", self._streams, max_streams),
@@ -342,8 +344,8 @@ class ConcurrencyGovernor:
                         "change it: resize the governor it belongs to"
                     )
                 changes.append((node, limit))
-        for node, limit in changes:
-            node.tree.revise(node, limit)
+        if changes:
+            self._global.tree.revise(*changes)
 
     # ---------------------------------------------------------------------------------- the end
 
@@ -353,8 +355,7 @@ class ConcurrencyGovernor:
         Permits that are held stay valid; those suspended were admitted already and may resume.
         Closing twice does nothing.
         """
-        for node in self._own:
-            node.tree.revise(node)
+        self._global.tree.revise(*((node, None) for node in self._own))
 
         def free_the_name() -> None:
             if self._name is not None and _shared.get(self._name) is self:
@@ -377,9 +378,12 @@ class ConcurrencyGovernor:
             Whether all are back.
 
         Raises:
-            RuntimeError: this thread has itself entered a permit, and would wait for itself.
+            RuntimeError: this thread is itself inside a permit, and would wait for itself. Nothing
+                is closed then.
         """
         timeout = check_timeout(timeout)
+        if self._global.tree.owned(self._own, get_ident()):
+            raise RuntimeError("drain() in a thread that is inside a permit would wait for itself")
         self.close()
         return self._global.tree.drain(self._own, timeout)
 

@@ -70,7 +70,7 @@ class Layer(threading.BoundedSemaphore):
         try:
             taken = tree.quick(node, ticket) or tree.take(node, ticket)
             if not taken and blocking:
-                refusal = tree.wait(ticket, timeout, "permit", node.name)
+                refusal = tree.wait(ticket, timeout, f"place in {node.name!r}")
                 taken = refusal is None
             if taken:
                 self._tickets.append(ticket)
@@ -137,11 +137,11 @@ class Layer(threading.BoundedSemaphore):
             TypeError: ``limit`` is not an integer.
             ValueError: ``limit`` is negative.
         """
-        self._node.tree.revise(self._node, check_count("limit", limit))
+        self._node.tree.revise((self._node, check_count("limit", limit)))
 
     def close(self) -> None:
         """Wake every waiter with ``SemaphoreClosed`` and refuse newcomers, below it too."""
-        self._node.tree.revise(self._node)
+        self._node.tree.revise((self._node, None))
 
     @property
     def closed(self) -> bool:

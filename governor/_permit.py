@@ -107,7 +107,10 @@ class ConcurrencyPermit:
             raise
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        ticket = self._ticket
+        try:
+            ticket = self._ticket
+        except AttributeError:
+            return  # interrupted as it was made
         if ticket.state:
             lost = f"{self!r} was dropped unreleased"
             ticket.leaf.tree.note(ticket, wait=False)
@@ -165,11 +168,12 @@ class Suspension:
         if ticket.state is not AWAY:
             return  # released meanwhile, or inherited by a forked child
         try:
-            refusal = tree.wait(ticket, self._timeout, f"{self._permit.kind} permit")
+            refusal = tree.wait(ticket, self._timeout, f"{self._permit.kind} permit", ticket.source.name)
         except BaseException:
             tree.note(ticket)
             raise
         if refusal is not None:
+            tree.note(ticket)
             raise refusal
 
 

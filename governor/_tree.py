@@ -29,12 +29,11 @@ heap operation a layer, however many agents there are.
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from heapq import heappop, heappush
-from threading import TIMEOUT_MAX, Lock, RLock, get_ident
+from threading import TIMEOUT_MAX, Lock, RLock
 from time import monotonic
 from typing import Any, Protocol
 
@@ -48,7 +47,7 @@ from governor._errors import (
 
 __all__ = ["AWAY", "HELD", "OUT", "UNLIMITED", "Node", "Ticket", "Tree"]
 
-UNLIMITED = sys.maxsize
+UNLIMITED = 1 << 256  # a limit that nobody means
 
 # A ticket's states; compared by identity.
 OUT, WAITING, HELD, AWAY = "", "waiting", "held", "suspended"
@@ -77,11 +76,11 @@ class Ticket:
     leaf: Node
     number: int
     owner: int | None
-    source: object
+    source: Any
     state: str
     waited: float
 
-    def __init__(self, leaf: Node, source: object) -> None:
+    def __init__(self, leaf: Node, source: Any) -> None:
         self.leaf = leaf
         self.source = source
         self.state = OUT
@@ -99,7 +98,7 @@ class Node:
     """
 
     __slots__ = (
-        "closed", "heap", "kind", "limit", "max_queued", "middle", "name", "offer", "over", "parent",
+        "above", "closed", "heap", "kind", "limit", "max_queued", "middle", "name", "offer", "over", "parent",
         "room", "tree", "waiting",
     )  # fmt: skip
 
@@ -108,9 +107,9 @@ class Node:
     ) -> None:
         self.tree: Tree = Tree() if parent is None else parent.tree
         self.parent = parent
-        above = [*path(parent)]
-        self.over = above[-1] if len(above) in (1, 2) else None
-        self.middle = parent if len(above) == 2 else None
+        self.above: tuple[Node, ...] = () if parent is None else path(parent)
+        self.over = self.above[-1] if len(self.above) in (1, 2) else None
+        self.middle = parent if len(self.above) == 2 else None
         self.name, self.kind, self.limit, self.max_queued = name, kind, limit, max_queued
         self.closed = False
         self.clear()
@@ -122,11 +121,9 @@ class Node:
         self.offer: int | None = None
 
 
-def path(leaf: Node | None) -> Iterator[Node]:
+def path(leaf: Node) -> tuple[Node, ...]:
     """The layers from this one up to the root."""
-    while leaf is not None:
-        yield leaf
-        leaf = leaf.parent
+    return leaf, *leaf.above
 
 
 class Tree:
@@ -160,29 +157,30 @@ class Tree:
         Whoever calls this, or any of the next four, notes the ticket when it raises.
         """
         root = leaf.over
-        if root is None:
+        if root is None or not self.calm:
             return False
-        middle, lock = leaf.middle, self.lock
-        taken: bool | None = None
+        middle, lock, freed = leaf.middle, self.lock, False
         try:
             lock.acquire()
             # Straight line.
             if taken := (
                 self.calm
+                and not leaf.closed
                 and (mine := leaf.room) > 0
                 and (all_ := root.room) > 0
                 and (middle is None or (middle.room > 0 and not middle.closed))
             ):
                 ticket.number = self.drawn = number = self.drawn + 1
-                ticket.state = HELD
                 self.held[number] = ticket
+                ticket.state = HELD
                 leaf.room = mine - 1
                 root.room = all_ - 1
                 if middle is not None:
                     middle.room -= 1
+            freed = True
             lock.release()
         except BaseException:
-            if taken is None:
+            if not freed:
                 try:
                     lock.release()
                 except RuntimeError:
@@ -190,7 +188,7 @@ class Tree:
             raise
         if self.after:
             self.serve()
-        return taken is True
+        return taken
 
     def take(self, leaf: Node, ticket: Ticket) -> bool:
         """Admit a newcomer if its whole path has room."""
@@ -200,26 +198,43 @@ class Tree:
         self, ticket: Ticket, timeout: float | None, what: str, governor: str | None = None
     ) -> ConcurrencyError | None:
         """Take, or stand in line for up to ``timeout`` seconds. Returns the refusal, or None."""
-        if self.lock._is_owned():  # type: ignore[attr-defined]
-            return ConcurrencyLimitExceeded(what, None, governor=governor)
-        began = monotonic()
+        began, resumes = monotonic(), ticket.state is AWAY
         ticket.gate = gate = Lock()
         gate.acquire()
-        refusal = self._settled(self._park, ticket.leaf, ticket, timeout == 0)
+        refusal = self.stand(ticket, at_once=timeout == 0)
         if refusal is _PARKED:
             _sleep(gate, timeout)
             refusal = None
             if ticket.state is not HELD:
-                refusal = self._settled(self._withdraw, ticket.leaf, ticket)
-        ticket.waited = monotonic() - began
-        if refusal is None:
+                refusal = self.withdraw(ticket)
+        if not resumes:
+            ticket.waited = monotonic() - began
+        return self.error(refusal, ticket, timeout, what, governor)
+
+    def stand(self, ticket: Ticket, *, at_once: bool = False) -> Any:
+        """Take, or stand in line until ``ticket.gate`` is opened. Returns what ``_park`` does."""
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            # In a signal handler or finalizer that interrupted this very tree: a wait never ended.
+            return None if self.take(ticket.leaf, ticket) else (ConcurrencyLimitExceeded, None, (), [], 0)
+        return self._settled(self._park, ticket.leaf, ticket, at_once)
+
+    def withdraw(self, ticket: Ticket) -> Any:
+        """Leave the line, unless the grant came first. Returns what ``_withdraw`` does."""
+        return self._settled(self._withdraw, ticket.leaf, ticket)
+
+    def error(
+        self, refusal: Any, ticket: Ticket, timeout: float | None, what: str, governor: str | None
+    ) -> ConcurrencyError | None:
+        """Make the error of a refusal, if it is one."""
+        if not isinstance(refusal, tuple):
             return None
         error: Any
         error, bound, uses, waiting, number = refusal
         if error is SemaphoreClosed:
             return SemaphoreClosed(what, governor)
         ahead = sum(it.number < number and it.leaf.kind == ticket.leaf.kind for it in waiting)
-        refused: ConcurrencyError = error(what, timeout if bound is None else bound, uses, ahead, governor)
+        bound = timeout if error is AcquireTimeout else bound
+        refused: ConcurrencyError = error(what, bound, uses, ahead, governor)
         return refused
 
     def suspend(self, ticket: Ticket) -> bool:
@@ -229,8 +244,8 @@ class Tree:
     def give_back(self, leaf: Node, ticket: Ticket) -> None:
         """Take a ticket out of the books, wherever it is."""
         root = leaf.over
-        if root is not None:
-            middle, lock, given = leaf.middle, self.lock, None
+        if root is not None and self.calm:
+            middle, lock, freed = leaf.middle, self.lock, False
             try:
                 lock.acquire()
                 # Straight line.
@@ -241,9 +256,10 @@ class Tree:
                     root.room += 1
                     if middle is not None:
                         middle.room += 1
+                freed = True
                 lock.release()
             except BaseException:
-                if given is None:
+                if not freed:
                     try:
                         lock.release()
                     except RuntimeError:
@@ -261,11 +277,15 @@ class Tree:
         self.after.append(ticket)
         self.serve(wait=wait)
 
-    def revise(self, node: Node, limit: int | None = None) -> None:
-        """Hold a layer to another limit or, without one, close it. A closed one stays closed."""
-        if self._settled(self._revise, node, limit) is _BUSY:
-            _revise(node, limit)
-            self.after.append(node)
+    def revise(self, *changes: tuple[Node, int | None]) -> None:
+        """Hold layers to other limits, or close those without one, all at one moment.
+
+        A closed layer stays closed.
+        """
+        if self._settled(self._revise, changes[0][0], changes) is _BUSY:
+            for node, limit in changes:
+                _revise(node, limit)
+            self.after.append(changes[0][0])
 
     def usage(self, *nodes: Node) -> list[tuple[int, int, int]]:
         """Return of each layer how many hold it, how many wait, and its limit, all at one moment."""
@@ -274,17 +294,19 @@ class Tree:
             usage = [(_count(self.held, it), _count(self.line, it), it.limit) for it in nodes]
         return usage
 
-    def drain(self, nodes: tuple[Node, ...], timeout: float | None) -> bool:
-        """Wait until nobody holds, or has suspended, any of these layers.
+    def owned(self, nodes: tuple[Node, ...], thread: int) -> bool:
+        """Whether this thread has entered a permit of any of these layers."""
+        return any(
+            ticket.owner == thread and any(node in nodes for node in path(ticket.leaf))
+            for ticket in (*list(self.held.values()), *list(self.away.values()))
+        )
 
-        Raises:
-            RuntimeError: this thread has entered a permit of theirs, and would wait for itself.
-        """
+    def drain(self, nodes: tuple[Node, ...], timeout: float | None) -> bool:
+        """Wait until nobody holds, or has suspended, any of these layers."""
         gate = Lock()
         gate.acquire()
         try:
-            if self._settled(self._watch, nodes[0], gate, nodes, get_ident()):
-                raise RuntimeError("drain() inside a permit of its own thread would never end")
+            self._settled(self._watch, nodes[0], gate, nodes)
             _sleep(gate, timeout)
             return self._settled(self._unused, nodes[0], nodes) is True
         finally:
@@ -308,10 +330,10 @@ class Tree:
             except IndexError:
                 return  # another thread was quicker
             if isinstance(item, Ticket):
-                if self._locked(self._give_back, item.leaf, item, wait=wait) is _BUSY:
+                if self._locked(self._give_back, item.leaf, (item,), wait=wait) is _BUSY:
                     return  # whoever has the lock comes by here
             elif isinstance(item, Node):
-                if self._locked(self._revise, item, item.limit, wait=wait) is _BUSY:
+                if self._locked(self._revise, item, ((),), wait=wait) is _BUSY:
                     return
             else:
                 try:
@@ -328,15 +350,14 @@ class Tree:
     def _settled(self, step: Callable[..., Any], leaf: Node, *args: Any) -> Any:
         """Run one step under the lock, then do what it, or another meanwhile, left to be done."""
         try:
-            result = self._locked(step, leaf, *args)
-        except BaseException:
-            self.serve()
-            raise
-        if self.after:
-            self.serve()
-        return result
+            return self._locked(step, leaf, args)
+        finally:
+            if self.after:
+                self.serve()
 
-    def _locked(self, step: Callable[..., Any], leaf: Node, *args: Any, wait: bool = True) -> Any:
+    def _locked(
+        self, step: Callable[..., Any], leaf: Node, args: tuple[Any, ...] = (), *, wait: bool = True
+    ) -> Any:
         """Run one step under the lock and, whatever interrupts it, leave the books in order.
 
         A step returns its refusals: an exception is an interrupt, and costs a rebuild.
@@ -346,15 +367,25 @@ class Tree:
         interrupted.
         """
         lock = self.lock
-        if lock._is_owned():  # type: ignore[attr-defined]
-            # Not dirty means that the interrupted call has the lock but has not begun.
-            return _BUSY if self.dirty is not None else self._run(step, leaf, args)
+        inside = lock._is_owned()  # type: ignore[attr-defined]
+        if inside and self.dirty is not None:
+            return _BUSY
         try:
-            if not lock.acquire(wait):
+            # Inside but not dirty, the interrupted call has the lock and has not begun: go ahead.
+            if not inside and not lock.acquire(wait):
                 return _BUSY
-            result = self._run(step, leaf, args)
-            lock.release()
+            if self.dirty is not None:
+                self._rebuild()
+            self.calm = False
+            self.dirty = leaf
+            result = step(leaf, *args)
+            self.dirty = None
+            self.calm = not (self.line or self.drains or self.closed)
+            if not inside:
+                lock.release()
         except BaseException:
+            if inside:
+                raise  # the interrupted call, finding dirt, rebuilds
             try:
                 if self.dirty is not None and lock._is_owned():  # type: ignore[attr-defined]
                     self._rebuild()
@@ -366,43 +397,40 @@ class Tree:
             raise
         return result
 
-    def _run(self, step: Callable[..., Any], leaf: Node, args: tuple[Any, ...]) -> Any:
-        if self.dirty is not None:
-            self._rebuild()
-        self.calm = False
-        self.dirty = leaf
-        result = step(leaf, *args)
-        self.dirty = None
-        self.calm = not (self.line or self.drains or self.closed)
-        return result
-
     # --------------------------------------------------- steps: with the lock held and dirty set
 
     def _take(self, leaf: Node, ticket: Ticket) -> bool:
-        if any(node.room <= 0 or node.closed for node in path(leaf)):
-            return False
+        for node in path(leaf):
+            if node.room <= 0 or node.closed:
+                return False
         self._admit(leaf, ticket)
         return True
 
     def _park(self, leaf: Node, ticket: Ticket, at_once: bool) -> Any:
         """Admit, or put in line. Returns None, or _PARKED, or a refusal."""
+        nodes = path(leaf)
         newcomer = ticket.state is OUT
-        if newcomer and any(node.closed for node in path(leaf)):
-            return self._refusal(SemaphoreClosed, leaf)
-        if all(node.room > 0 for node in path(leaf)):
+        full = over_queued = None
+        for node in nodes:
+            if newcomer and node.closed:
+                return self._refusal(SemaphoreClosed, leaf)
+            if node.room <= 0:
+                full = node
+            if node.waiting >= node.max_queued:
+                over_queued = node
+        if full is None:
             self._admit(leaf, ticket)
             return None
         if at_once:
             return self._refusal(AcquireTimeout, leaf)
         if newcomer:
-            for node in path(leaf):
-                if node.waiting >= node.max_queued:
-                    return self._refusal(ConcurrencyLimitExceeded, leaf, bound=node.max_queued)
+            if over_queued is not None:
+                return self._refusal(ConcurrencyLimitExceeded, leaf, bound=over_queued.max_queued)
             # Straight line.
             ticket.number = self.drawn = self.drawn + 1
             ticket.state = WAITING
         self.line[ticket.number] = ticket
-        for node in path(leaf):
+        for node in nodes:
             node.waiting += 1
         self._want(leaf, ticket.number)
         self._offer(leaf)
@@ -445,7 +473,8 @@ class Tree:
                 for node in path(leaf):
                     node.waiting -= 1
                 self._offer(leaf)
-        self._open_drains()
+        if self.drains:
+            self._open_drains()
 
     def _suspend(self, leaf: Node, ticket: Ticket) -> bool:
         if ticket.state is not HELD:
@@ -458,21 +487,17 @@ class Tree:
         self._vacate(leaf)
         return True
 
-    def _revise(self, node: Node, limit: int | None) -> None:
-        _revise(node, limit)
+    def _revise(self, leaf: Node, changes: tuple[tuple[Node, int | None], ...]) -> None:
+        for node, limit in changes:
+            _revise(node, limit)
         self._rebuild()
 
     def _usage(self, leaf: Node, nodes: tuple[Node, ...]) -> list[tuple[int, int, int]]:
         return [(node.limit - node.room, node.waiting, node.limit) for node in nodes]
 
-    def _watch(self, leaf: Node, gate: Gate, nodes: tuple[Node, ...], thread: int) -> bool:
-        """Register a drain, unless this thread would wait for itself."""
-        for ticket in (*self.held.values(), *self.away.values()):
-            if ticket.owner == thread and any(node in nodes for node in path(ticket.leaf)):
-                return True
+    def _watch(self, leaf: Node, gate: Gate, nodes: tuple[Node, ...]) -> None:
         self.drains[id(gate)] = gate, nodes
         self._open_drains()
-        return False
 
     def _unused(self, leaf: Node, nodes: tuple[Node, ...]) -> bool:
         return not any(it.room < it.limit or _count(self.away, it) for it in nodes)
@@ -488,24 +513,18 @@ class Tree:
         ticket.state = HELD
         if number in self.away:
             del self.away[number]
-        node: Node | None = leaf
-        while node is not None:
+        for node in path(leaf):
             node.room -= 1
-            node = node.parent
 
     def _vacate(self, leaf: Node) -> None:
-        node: Node | None = leaf
-        while node is not None:
+        for node in path(leaf):
             node.room += 1
-            node = node.parent
         if self.line:
             self._offer(leaf)
-            self._grant(leaf)
+            self._grant(path(leaf)[-1])
 
     def _grant(self, root: Node) -> None:
         """Hand on what is free: to the oldest whose whole path has room, while there is one."""
-        while root.parent is not None:
-            root = root.parent
         while root.room > 0 and (number := self._oldest(root)) is not None:
             ticket = self.line[number]
             # Straight line: in the books before it wakes.
@@ -515,11 +534,9 @@ class Tree:
             if number in self.away:
                 del self.away[number]
             self.after.append(ticket.gate)
-            node: Node | None = ticket.leaf
-            while node is not None:
+            for node in path(ticket.leaf):
                 node.room -= 1
                 node.waiting -= 1
-                node = node.parent
             self._offer(ticket.leaf)
 
     def _offer(self, node: Node) -> None:
@@ -568,7 +585,8 @@ class Tree:
 
         Can be interrupted and done again, as ``dirty`` is cleared last.
         """
-        leaves = {self.dirty} - {None}
+        assert self.dirty is not None
+        leaves = {self.dirty}
         for ticket in list(self.line.values()):
             leaves.add(ticket.leaf)
             if ticket.state is WAITING and any(node.closed for node in path(ticket.leaf)):
@@ -576,7 +594,7 @@ class Tree:
                 del self.line[ticket.number]
                 self.after.append(ticket.gate)
         leaves.update(ticket.leaf for ticket in self.held.values())
-        depths = {it: depth for leaf in leaves for depth, it in enumerate([*path(leaf)][::-1])}
+        depths = {it: depth for leaf in leaves for depth, it in enumerate(path(leaf)[::-1])}
         for node in depths:
             node.clear()
         for ticket in self.held.values():
@@ -603,7 +621,7 @@ class Tree:
             ticket.state = OUT
             for node in path(ticket.leaf):
                 node.clear()
-        for node in path(self.dirty):
+        for node in () if self.dirty is None else path(self.dirty):
             node.clear()
         for book in (self.held, self.line, self.away, self.drains):
             book.clear()
@@ -615,6 +633,8 @@ class Tree:
 
 def _revise(node: Node, limit: int | None) -> None:
     if limit is not None:
+        # Straight line.
+        node.room += limit - node.limit
         node.limit = limit
         return
     node.closed = True

@@ -72,6 +72,9 @@ def count_from_env(variable: str) -> int | None:
     if text is None:
         return None
     digits = text.strip()
-    if not (digits.isascii() and digits.isdigit()):
-        raise ValueError(f"environment variable {variable} must be an integer >= 0, not {text!r}")
-    return int(digits)
+    try:
+        if not (digits.isascii() and digits.isdigit()):
+            raise ValueError
+        return int(digits)  # which refuses thousands of digits
+    except ValueError:
+        raise ValueError(f"environment variable {variable} must be an integer >= 0, not {text!r}") from None

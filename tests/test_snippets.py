@@ -1,0 +1,90 @@
+"""Every Python snippet of the README and the docs runs as printed.
+
+The blocks of one page are one program, which runs in an interpreter of its own and may print
+nothing on stderr. A block that cannot run says why, in the line above it:
+``<!-- not run: needs an account with the provider -->``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+import governor
+
+ROOT = Path(__file__).parents[1]
+
+BLOCK = re.compile(
+    r"^(?:(?P<excuse> *<!-- not run: \S.*-->)\n\n?)?"
+    r"(?P<indent> *)```py(?:thon)?\b.*\n(?P<code>(?s:.*?))^(?P=indent)```$",
+    re.MULTILINE,
+)
+
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text("utf-8")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+
+
+def program_of(page: str) -> str:
+    """Return the page's code, each line at its place in the page, so that tracebacks point there."""
+    lines = [""] * page.count("\n")
+    for block in BLOCK.finditer(page):
+        if not block["excuse"]:
+            code = dedent(block["code"]).splitlines()
+            first = page.count("\n", 0, block.start("code"))
+            lines[first : first + len(code)] = code
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if BLOCK.search(page)])
+def test_the_snippets_of_a_page_run(name: str, tmp_path: Path) -> None:
+    program = program_of(PAGES[name])
+    assert program.strip(), "no block of this page is run"
+    script = tmp_path / Path(name).name
+    script.write_text(program, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-P", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(governor.__file__).parents[1])},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=15,
+    )
+    if done.returncode or done.stderr:
+        pytest.fail(f"exit status {done.returncode}\n{done.stderr}", pytrace=False)
+
+
+def test_code_stays_in_its_line_and_an_excused_block_is_left_out() -> None:
+    page = """\
+    Title
+    ```python
+    first = 1
+    ```
+    - In a list:
+      ```py
+      if first:
+          second = 2
+      ```
+    ```console
+    $ not python
+    ```
+    <!-- not run: it would cost money -->
+
+    ```python
+    third = 3
+    ```
+    """
+    assert program_of(dedent(page)).split("\n") == [
+        *["", "", "first = 1", ""],
+        *["", "", "if first:", "    second = 2", ""],
+        *["", "", ""],
+        *["", "", "", "", ""],
+    ]
