@@ -23,4 +23,3 @@ __all__ = [
 
 for _name in __all__:
     globals()[_name].__module__ = __name__  # tracebacks show the name that users import
-del _name

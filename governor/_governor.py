@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import get_ident
 from types import TracebackType
@@ -134,7 +135,7 @@ class ConcurrencyGovernor:
         Raises:
             ValueError: a variable is not an integer >= 0; the message names it.
         """
-        return cls(*_limits_from_env(prefix).values(), max_queued=count_from_env(f"{prefix}MAX_QUEUED"))
+        return cls(*_limits(prefix, {}), max_queued=count_from_env(f"{prefix}MAX_QUEUED"))
 
     @classmethod
     def shared(
@@ -168,9 +169,9 @@ class ConcurrencyGovernor:
         def find_or_make() -> ConcurrencyGovernor:
             found = _shared.get(name)
             if found is None or found.closed:
-                limits = _limits_from_env("GOVERNOR_") | {k: v for k, v in asked.items() if v is not None}
                 queued = count_from_env("GOVERNOR_MAX_QUEUED")
-                found = _shared[name] = ConcurrencyGovernor(*limits.values(), max_queued=queued, name=name)
+                limits = _limits("GOVERNOR_", asked)
+                found = _shared[name] = ConcurrencyGovernor(*limits, max_queued=queued, name=name)
             return found
 
         found: ConcurrencyGovernor = _registry.tree.atomically(_registry, find_or_make)
@@ -421,11 +422,14 @@ class ConcurrencyGovernor:
         )
 
 
-def _limits_from_env(prefix: str) -> dict[str, int]:
-    limits = {}
+def _limits(prefix: str, given: Mapping[str, int | None]) -> list[int]:
+    """The limits given; in place of those that are not, the environment's, or the defaults."""
+    limits: list[int] = []
     for argument, default in _DEFAULTS.items():
-        found = count_from_env(prefix + argument.upper())
-        limits[argument] = default if found is None else found
+        limit = given.get(argument)
+        if limit is None:
+            limit = count_from_env(prefix + argument.upper())
+        limits.append(default if limit is None else limit)
     return limits
 
 

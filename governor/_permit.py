@@ -86,11 +86,12 @@ class ConcurrencyPermit:
         return Suspension(self, check_timeout(timeout))
 
     def __enter__(self) -> Self:
-        ticket = self._ticket
-        if ticket.owner is not None or ticket.state is not HELD:
-            self._refuse("enter")
-        ticket.owner = get_ident()
-        return self
+        ticket, me = self._ticket, get_ident()
+        # Straight line, so that of two threads one is refused.
+        if ticket.owner is None and ticket.state is HELD:
+            ticket.owner = me
+            return self
+        self._refuse("enter")
 
     def __exit__(
         self,

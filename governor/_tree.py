@@ -31,11 +31,11 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from threading import TIMEOUT_MAX, Lock, RLock
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from governor._errors import (
     AcquireTimeout,
@@ -108,7 +108,7 @@ class Node:
         self.tree: Tree = Tree() if parent is None else parent.tree
         self.parent = parent
         self.above: tuple[Node, ...] = () if parent is None else path(parent)
-        self.over = self.above[-1] if len(self.above) in (1, 2) else None
+        self.over = [*self.above][-1] if 1 <= len(self.above) <= 2 else None
         self.middle = parent if len(self.above) == 2 else None
         self.name, self.kind, self.limit, self.max_queued = name, kind, limit, max_queued
         self.closed = False
@@ -124,6 +124,16 @@ class Node:
 def path(leaf: Node) -> tuple[Node, ...]:
     """The layers from this one up to the root."""
     return leaf, *leaf.above
+
+
+class _Refusal(NamedTuple):
+    """What an error is made of when the lock is free, counting who stands ahead included."""
+
+    error: type[AcquireTimeout | ConcurrencyLimitExceeded | SemaphoreClosed]
+    uses: tuple[LayerUse, ...] = ()
+    ahead: int = 0
+    bound: int | None = None
+    line: Sequence[Ticket] = ()
 
 
 class Tree:
@@ -166,15 +176,15 @@ class Tree:
             if taken := (
                 self.calm
                 and not leaf.closed
-                and (mine := leaf.room) > 0
-                and (all_ := root.room) > 0
+                and leaf.room > 0
+                and root.room > 0
                 and (middle is None or (middle.room > 0 and not middle.closed))
             ):
                 ticket.number = self.drawn = number = self.drawn + 1
                 self.held[number] = ticket
                 ticket.state = HELD
-                leaf.room = mine - 1
-                root.room = all_ - 1
+                leaf.room -= 1
+                root.room -= 1
                 if middle is not None:
                     middle.room -= 1
             freed = True
@@ -215,7 +225,7 @@ class Tree:
         """Take, or stand in line until ``ticket.gate`` is opened. Returns what ``_park`` does."""
         if self.lock._is_owned():  # type: ignore[attr-defined]
             # In a signal handler or finalizer that interrupted this very tree: a wait never ended.
-            return None if self.take(ticket.leaf, ticket) else (ConcurrencyLimitExceeded, None, (), [], 0)
+            return None if self.take(ticket.leaf, ticket) else _Refusal(ConcurrencyLimitExceeded)
         return self._settled(self._park, ticket.leaf, ticket, at_once)
 
     def withdraw(self, ticket: Ticket) -> Any:
@@ -226,16 +236,15 @@ class Tree:
         self, refusal: Any, ticket: Ticket, timeout: float | None, what: str, governor: str | None
     ) -> ConcurrencyError | None:
         """Make the error of a refusal, if it is one."""
-        if not isinstance(refusal, tuple):
+        if not isinstance(refusal, _Refusal):
             return None
-        error: Any
-        error, bound, uses, waiting, number = refusal
-        if error is SemaphoreClosed:
+        if issubclass(refusal.error, SemaphoreClosed):
             return SemaphoreClosed(what, governor)
-        ahead = sum(it.number < number and it.leaf.kind == ticket.leaf.kind for it in waiting)
-        bound = timeout if error is AcquireTimeout else bound
-        refused: ConcurrencyError = error(what, bound, uses, ahead, governor)
-        return refused
+        ahead = refusal.ahead
+        for other in refusal.line:
+            ahead += other.number < ticket.number and other.leaf.kind == ticket.leaf.kind
+        bound = timeout if refusal.error is AcquireTimeout else refusal.bound
+        return refusal.error(what, bound, refusal.uses, ahead, governor)
 
     def suspend(self, ticket: Ticket) -> bool:
         """Give back what a held ticket took, but keep its number for its return."""
@@ -314,7 +323,7 @@ class Tree:
 
     def atomically(self, node: Node, change: Callable[[], Any]) -> Any:
         """Return what ``change`` returns, no other thread being in the tree meanwhile."""
-        result = self._settled(lambda _: change(), node)
+        result = self._settled(_change, node, change)
         return change() if result is _BUSY else result
 
     def serve(self, *, wait: bool = True) -> None:
@@ -413,7 +422,7 @@ class Tree:
         full = over_queued = None
         for node in nodes:
             if newcomer and node.closed:
-                return self._refusal(SemaphoreClosed, leaf)
+                return _Refusal(SemaphoreClosed)
             if node.room <= 0:
                 full = node
             if node.waiting >= node.max_queued:
@@ -422,10 +431,11 @@ class Tree:
             self._admit(leaf, ticket)
             return None
         if at_once:
-            return self._refusal(AcquireTimeout, leaf)
+            return _Refusal(AcquireTimeout, _uses(leaf), _kind(leaf).waiting)
         if newcomer:
             if over_queued is not None:
-                return self._refusal(ConcurrencyLimitExceeded, leaf, bound=over_queued.max_queued)
+                waiting, bound = over_queued.waiting, over_queued.max_queued
+                return _Refusal(ConcurrencyLimitExceeded, _uses(leaf), waiting, bound)
             # Straight line.
             ticket.number = self.drawn = self.drawn + 1
             ticket.state = WAITING
@@ -440,20 +450,10 @@ class Tree:
         """Leave the line, unless the grant came first. Returns None, or a refusal."""
         if ticket.state is HELD or ticket.state is OUT:
             return None
+        line = list(self.line.values())
         error = AcquireTimeout if ticket.number in self.line else SemaphoreClosed
         self._give_back(leaf, ticket)
-        return self._refusal(error, leaf, ticket.number)
-
-    def _refusal(
-        self, error: type[ConcurrencyError], leaf: Node, number: int = UNLIMITED, bound: int | None = None
-    ) -> tuple[Any, ...]:
-        """What the error needs to know; who stands ahead is counted when the lock is free."""
-        uses = tuple(
-            LayerUse(node.name, node.limit - node.room, node.limit)
-            for node in path(leaf)
-            if node.limit != UNLIMITED
-        )
-        return error, bound, uses, list(self.line.values()), number
+        return _Refusal(error, _uses(leaf), line=line)
 
     def _give_back(self, leaf: Node, ticket: Ticket) -> None:
         if (state := ticket.state) is OUT:
@@ -570,10 +570,8 @@ class Tree:
         ticket = self.line.get(number)
         if ticket is None or ticket.leaf is node:
             return ticket is not None
-        below = ticket.leaf
-        while below.parent is not node:
-            below = below.parent  # type: ignore[assignment]  # only waiters from below get here
-        return below.offer == number
+        nodes = path(ticket.leaf)
+        return nodes[nodes.index(node) - 1].offer == number
 
     def _open_drains(self) -> None:
         for gate, nodes in list(self.drains.values()):
@@ -629,6 +627,20 @@ class Tree:
         self.dirty = None
         self.calm = not self.closed
         self.lock = RLock()
+
+
+def _change(_: Node, change: Callable[[], Any]) -> Any:
+    return change()
+
+
+def _kind(leaf: Node) -> Node:
+    """The layer of all operations of its kind: the one below the root."""
+    return path(leaf)[-2] if leaf.above else leaf
+
+
+def _uses(leaf: Node) -> tuple[LayerUse, ...]:
+    limited = (node for node in path(leaf) if node.limit != UNLIMITED)
+    return tuple(LayerUse(node.name, node.limit - node.room, node.limit) for node in limited)
 
 
 def _revise(node: Node, limit: int | None) -> None:

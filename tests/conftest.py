@@ -7,6 +7,12 @@ import pytest
 from threads import no_stray_threads
 
 
+def pytest_collection_finish() -> None:
+    """Keep what the tests are made of out of the collections after each of them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_outlives_its_test() -> Iterator[None]:
     """Hold each test to what it started and to what it left in cycles."""
