@@ -52,9 +52,7 @@ def rows(scenario: str, times: dict[str, list[float]]) -> list[Row]:
     for name, took in times.items():
         ratios = [mine / theirs for mine, theirs in zip(took, baseline, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4)
-        found.append(
-            Row(scenario, name, statistics.median(took), statistics.median(ratios), (low, high))
-        )
+        found.append(Row(scenario, name, statistics.median(took), statistics.median(ratios), (low, high)))
     return found
 
 

@@ -8,6 +8,8 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 from benchmarks._measure import Row, crowd, interleaved, rows
 from governor import ConcurrencyGovernor
@@ -123,14 +125,13 @@ def _grant(agents: int, waiters: int, measured: int) -> float:
     return statistics.median(took)
 
 
-def _stand_in_line(gov: ConcurrencyGovernor):  # type: ignore[no-untyped-def]
-    from governor._tree import Ticket
-
-    ticket = Ticket(gov._tools, gov)
+def _stand_in_line(gov: ConcurrencyGovernor) -> Any:
+    leaf, hold = gov._tools, SimpleNamespace()
+    leaf.tree.quick(leaf, hold, gov)
+    ticket = hold._ticket
     ticket.gate = threading.Lock()
     ticket.gate.acquire()
-    tree = gov._tools.tree
-    tree._settled(tree._park, gov._tools, ticket, False)
+    leaf.tree.stand(ticket)
     return ticket
 
 

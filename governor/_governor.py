@@ -9,7 +9,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from governor._permit import ConcurrencyPermit, Kind, acquire, try_acquire
+from governor._permit import ConcurrencyPermit, Kind, acquire, new_permit, try_acquire
 from governor._tree import UNLIMITED, Node, path
 from governor._validate import check_count, check_name, check_timeout, count_from_env
 
@@ -199,15 +199,21 @@ class ConcurrencyGovernor:
             SemaphoreClosed: the governor is closed, or was while waiting.
             ConcurrencyLimitExceeded: ``max_queued`` are waiting already.
         """
-        return acquire(self._streams, self, timeout)
+        leaf, permit = self._streams, new_permit(ConcurrencyPermit)
+        if timeout is None and leaf.tree.quick(leaf, permit, self):
+            return permit
+        return acquire(permit, leaf, self, timeout)
 
     def acquire_tool(self, timeout: float | None = None) -> ConcurrencyPermit:
         """Wait for a tool permit; as :meth:`acquire_stream`."""
-        return acquire(self._tools, self, timeout)
+        leaf, permit = self._tools, new_permit(ConcurrencyPermit)
+        if timeout is None and leaf.tree.quick(leaf, permit, self):
+            return permit
+        return acquire(permit, leaf, self, timeout)
 
     def acquire(self, kind: Kind, timeout: float | None = None) -> ConcurrencyPermit:
         """Wait for a permit of this kind, ``"stream"`` or ``"tool"``; as :meth:`acquire_stream`."""
-        return acquire(self._leaf(kind), self, timeout)
+        return acquire(new_permit(ConcurrencyPermit), self._leaf(kind), self, timeout)
 
     def try_acquire_stream(self) -> ConcurrencyPermit | None:
         """Return a stream permit, or None at once where there is no room, or all is closed.

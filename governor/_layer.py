@@ -13,6 +13,12 @@ from governor._validate import check_count, check_name, check_timeout
 __all__ = ["Layer"]
 
 
+class _Hold:
+    __slots__ = ("_ticket",)
+
+    _ticket: Ticket
+
+
 class Layer(threading.BoundedSemaphore):
     """A bounded semaphore of which every unit is also a unit of its parent.
 
@@ -66,9 +72,11 @@ class Layer(threading.BoundedSemaphore):
             raise ValueError("can't specify timeout for non-blocking acquire")
         timeout = check_timeout(timeout)
         node = self._node
-        tree, ticket, refusal = node.tree, Ticket(node, None), None
+        tree, hold, refusal = node.tree, _Hold(), None
+        taken = tree.quick(node, hold, None)
+        ticket = hold._ticket
         try:
-            taken = tree.quick(node, ticket) or tree.take(node, ticket)
+            taken = taken or tree.take(node, ticket)
             if not taken and blocking:
                 refusal = tree.wait(ticket, timeout, f"place in {node.name!r}")
                 taken = refusal is None

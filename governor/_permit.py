@@ -7,10 +7,10 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
-from governor._tree import AWAY, HELD, OUT, Node, Ticket
+from governor._tree import AWAY, HELD, Node, Ticket
 from governor._validate import check_timeout
 
-__all__ = ["ConcurrencyPermit", "Kind", "acquire", "try_acquire"]
+__all__ = ["ConcurrencyPermit", "Kind", "acquire", "new_permit", "try_acquire"]
 
 Kind = Literal["stream", "tool"]
 
@@ -55,11 +55,7 @@ class ConcurrencyPermit:
         """Give the place back. Does nothing if that has happened already. Any thread may call it."""
         ticket = self._ticket
         leaf = ticket.leaf
-        try:
-            leaf.tree.give_back(leaf, ticket)
-        except BaseException:
-            leaf.tree.note(ticket)
-            raise
+        leaf.tree.give_back(leaf, ticket)
 
     def suspended(self, timeout: float | None = None) -> Suspension:
         """Give the place back for the length of a block, so that others can run meanwhile.
@@ -101,11 +97,7 @@ class ConcurrencyPermit:
     ) -> None:
         ticket = self._ticket
         leaf = ticket.leaf
-        try:
-            leaf.tree.give_back(leaf, ticket)
-        except BaseException:
-            leaf.tree.note(ticket)
-            raise
+        leaf.tree.give_back(leaf, ticket)
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         try:
@@ -178,24 +170,19 @@ class Suspension:
             raise refusal
 
 
-def acquire(leaf: Node, source: Any, timeout: float | None) -> ConcurrencyPermit:
-    """Return a permit for the path of ``leaf``, in turn. ``source`` lives as long as it is out."""
-    if timeout is not None:
-        timeout = check_timeout(timeout)
-    # The permit comes before the place, so that there is always one who answers for it.
-    permit = _new(ConcurrencyPermit)
-    permit._ticket = ticket = _new(Ticket)  # and not Ticket(), for speed
-    ticket.leaf = leaf
-    ticket.source = source
-    ticket.state = OUT
-    ticket.owner = None
+def acquire(permit: ConcurrencyPermit, leaf: Node, source: Any, timeout: float | None) -> ConcurrencyPermit:
+    """Return the permit once it holds a place in the path of ``leaf``, in turn.
+
+    ``source`` lives as long as the permit is out.
+    """
+    timeout = check_timeout(timeout)
     tree = leaf.tree
+    if tree.quick(leaf, permit, source):
+        return permit
     try:
-        if tree.quick(leaf, ticket):
-            return permit
-        refusal = tree.wait(ticket, timeout, f"{leaf.kind} permit", source.name)
+        refusal = tree.wait(permit._ticket, timeout, f"{leaf.kind} permit", source.name)
     except BaseException:
-        tree.note(ticket)
+        tree.note(permit._ticket)
         raise
     if refusal is not None:
         raise refusal
@@ -204,14 +191,14 @@ def acquire(leaf: Node, source: Any, timeout: float | None) -> ConcurrencyPermit
 
 def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
     """Return a permit for the path of ``leaf``, or None at once."""
-    permit = _new(ConcurrencyPermit)
-    permit._ticket = ticket = Ticket(leaf, source)
-    tree = leaf.tree
+    permit, tree = new_permit(ConcurrencyPermit), leaf.tree
+    if tree.quick(leaf, permit, source):
+        return permit
     try:
-        return permit if tree.quick(leaf, ticket) or tree.take(leaf, ticket) else None
+        return permit if tree.take(leaf, permit._ticket) else None
     except BaseException:
-        tree.note(ticket)
+        tree.note(permit._ticket)
         raise
 
 
-_new = object.__new__
+new_permit = object.__new__

@@ -47,6 +47,8 @@ from governor._errors import (
 
 __all__ = ["AWAY", "HELD", "OUT", "UNLIMITED", "Node", "Ticket", "Tree"]
 
+_new = object.__new__
+
 UNLIMITED = 1 << 256  # a limit that nobody means
 
 # A ticket's states; compared by identity.
@@ -59,6 +61,12 @@ class Gate(Protocol):
     """What a waiter is woken by: a taken lock, or whatever delivers a grant in its place."""
 
     def release(self) -> object: ...
+
+
+class Holder(Protocol):
+    """Who answers for a ticket: a permit."""
+
+    _ticket: Ticket
 
 
 class Ticket:
@@ -79,12 +87,6 @@ class Ticket:
     source: Any
     state: str
     waited: float
-
-    def __init__(self, leaf: Node, source: Any) -> None:
-        self.leaf = leaf
-        self.source = source
-        self.state = OUT
-        self.owner = None
 
 
 class Node:
@@ -161,32 +163,36 @@ class Tree:
 
     # ------------------------------------------------------------- for callers without the lock
 
-    def quick(self, leaf: Node, ticket: Ticket) -> bool:
-        """Admit a newcomer in the common case. False says only that ``take`` or ``wait`` must tell.
+    def quick(self, leaf: Node, permit: Holder, source: Any) -> bool:
+        """Give a newcomer's permit its ticket, and admit it in the common case.
 
-        Whoever calls this, or any of the next four, notes the ticket when it raises.
+        The common case is a path of two or three layers with room in all, and nobody in line.
+        False says only that ``take`` or ``wait`` must tell. Written out for speed.
         """
-        root = leaf.over
-        if root is None or not self.calm:
+        permit._ticket = ticket = _new(Ticket)
+        ticket.leaf = leaf
+        ticket.source = source
+        ticket.state = OUT
+        ticket.owner = None
+        if not self.calm:
             return False
-        middle, lock, freed = leaf.middle, self.lock, False
+        lock = self.lock
+        taken = freed = False
         try:
             lock.acquire()
             # Straight line.
-            if taken := (
-                self.calm
-                and not leaf.closed
-                and leaf.room > 0
-                and root.room > 0
-                and (middle is None or (middle.room > 0 and not middle.closed))
-            ):
-                ticket.number = self.drawn = number = self.drawn + 1
-                self.held[number] = ticket
-                ticket.state = HELD
-                leaf.room -= 1
-                root.room -= 1
-                if middle is not None:
-                    middle.room -= 1
+            root = leaf.over
+            if self.calm and root is not None and leaf.room > 0 and root.room > 0:
+                middle = leaf.middle
+                if middle is None or (middle.room > 0 and not middle.closed):
+                    ticket.number = self.drawn = number = self.drawn + 1
+                    self.held[number] = ticket
+                    ticket.state = HELD
+                    leaf.room -= 1
+                    root.room -= 1
+                    if middle is not None:
+                        middle.room -= 1
+                    taken = True
             freed = True
             lock.release()
         except BaseException:
@@ -195,6 +201,7 @@ class Tree:
                     lock.release()
                 except RuntimeError:
                     pass  # interrupted before it was taken
+            self.note(ticket)
             raise
         if self.after:
             self.serve()
@@ -251,20 +258,23 @@ class Tree:
         return self._settled(self._suspend, ticket.leaf, ticket) is True
 
     def give_back(self, leaf: Node, ticket: Ticket) -> None:
-        """Take a ticket out of the books, wherever it is."""
-        root = leaf.over
-        if root is not None and self.calm:
-            middle, lock, freed = leaf.middle, self.lock, False
+        """Take a ticket out of the books, wherever it is. The common case is as for ``quick``."""
+        given = freed = False
+        if self.calm:
+            lock = self.lock
             try:
                 lock.acquire()
                 # Straight line.
-                if given := self.calm and ticket.state is HELD:
+                root = leaf.over
+                if self.calm and ticket.state is HELD and root is not None:
                     ticket.state = OUT
                     del self.held[ticket.number]
                     leaf.room += 1
                     root.room += 1
+                    middle = leaf.middle
                     if middle is not None:
                         middle.room += 1
+                    given = True
                 freed = True
                 lock.release()
             except BaseException:
@@ -273,12 +283,17 @@ class Tree:
                         lock.release()
                     except RuntimeError:
                         pass  # interrupted before it was taken
+                self.note(ticket)
                 raise
             if self.after:
                 self.serve()
-            if given:
-                return
-        if ticket.state and self._settled(self._give_back, leaf, ticket) is _BUSY:
+        if not given and ticket.state:
+            try:
+                if self._settled(self._give_back, leaf, ticket) is not _BUSY:
+                    return
+            except BaseException:
+                self.note(ticket)
+                raise
             self.note(ticket)
 
     def note(self, ticket: Ticket, *, wait: bool = True) -> None:
