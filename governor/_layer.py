@@ -83,7 +83,10 @@ class Layer(threading.BoundedSemaphore):
             if taken:
                 self._tickets.append(ticket)
         except BaseException:
-            tree.note(ticket)
+            tree.after.append(ticket)
+            if ticket in self._tickets:
+                self._tickets.remove(ticket)
+            tree.serve()
             raise
         if isinstance(refusal, (SemaphoreClosed, ConcurrencyLimitExceeded)):
             raise refusal

@@ -104,10 +104,19 @@ class ConcurrencyPermit:
             ticket = self._ticket
         except AttributeError:
             return  # interrupted as it was made
-        if ticket.state:
-            lost = f"{self!r} was dropped unreleased"
-            ticket.leaf.tree.note(ticket, wait=False)
-            _warn(lost, ResourceWarning, source=self)
+        if state := ticket.state:
+            tree = ticket.leaf.tree
+            try:
+                tree.after.append(ticket)
+                tree.serve(wait=False)
+            except BaseException:
+                tree.serve(wait=False)
+                raise
+            _warn(
+                f"<{type(self).__name__} {self.kind} {state}> was dropped unreleased",
+                ResourceWarning,
+                source=self,
+            )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.kind} {self._ticket.state or 'released'}>"
@@ -145,7 +154,8 @@ class Suspension:
         try:
             suspended = ticket.owner == get_ident() and tree.suspend(ticket)
         except BaseException:
-            tree.note(ticket)
+            tree.after.append(ticket)
+            tree.serve()
             raise
         if not suspended:
             self._permit._refuse("suspend")
@@ -161,12 +171,15 @@ class Suspension:
         if ticket.state is not AWAY:
             return  # released meanwhile, or inherited by a forked child
         try:
-            refusal = tree.wait(ticket, self._timeout, f"{self._permit.kind} permit", ticket.source.name)
+            what, governor = f"{self._permit.kind} permit", ticket.source.name
+            refusal = tree.wait(ticket, self._timeout, what, governor, resumes=True)
         except BaseException:
-            tree.note(ticket)
+            tree.after.append(ticket)
+            tree.serve()
             raise
         if refusal is not None:
-            tree.note(ticket)
+            tree.after.append(ticket)
+            tree.serve()
             raise refusal
 
 
@@ -182,7 +195,8 @@ def acquire(permit: ConcurrencyPermit, leaf: Node, source: Any, timeout: float |
     try:
         refusal = tree.wait(permit._ticket, timeout, f"{leaf.kind} permit", source.name)
     except BaseException:
-        tree.note(permit._ticket)
+        tree.after.append(permit._ticket)
+        tree.serve()
         raise
     if refusal is not None:
         raise refusal
@@ -197,7 +211,8 @@ def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
     try:
         return permit if tree.take(leaf, permit._ticket) else None
     except BaseException:
-        tree.note(permit._ticket)
+        tree.after.append(permit._ticket)
+        tree.serve()
         raise
 
 

@@ -157,7 +157,8 @@ class Tree:
         self.dirty: Node | None = None  # a layer under change: what is derived may be wrong
         self.calm = True  # open, and neither a line nor a drain nor dirt to look after
         # To be done when the lock is free: gates to open, tickets to give back that could not be
-        # at once, layers that were changed.
+        # at once, layers that were changed. Whoever is interrupted with a ticket in hand appends it
+        # first of all, in a straight line from the `except`, and then calls `serve`.
         self.after: deque[Gate | Ticket | Node] = deque()
         _trees.add(self)
 
@@ -201,7 +202,8 @@ class Tree:
                     lock.release()
                 except RuntimeError:
                     pass  # interrupted before it was taken
-            self.note(ticket)
+            self.after.append(ticket)
+            self.serve()
             raise
         if self.after:
             self.serve()
@@ -212,13 +214,22 @@ class Tree:
         return self._settled(self._take, leaf, ticket) is True
 
     def wait(
-        self, ticket: Ticket, timeout: float | None, what: str, governor: str | None = None
+        self,
+        ticket: Ticket,
+        timeout: float | None,
+        what: str,
+        governor: str | None = None,
+        *,
+        resumes: bool = False,
     ) -> ConcurrencyError | None:
-        """Take, or stand in line for up to ``timeout`` seconds. Returns the refusal, or None."""
-        began, resumes = monotonic(), ticket.state is AWAY
+        """Take, or stand in line for up to ``timeout`` seconds. Returns the refusal, or None.
+
+        One that ``resumes`` keeps its place in line, and passes by ``max_queued`` and ``close``.
+        """
+        began = monotonic()
         ticket.gate = gate = Lock()
         gate.acquire()
-        refusal = self.stand(ticket, at_once=timeout == 0)
+        refusal = self.stand(ticket, at_once=timeout == 0, resumes=resumes)
         if refusal is _PARKED:
             _sleep(gate, timeout)
             refusal = None
@@ -228,12 +239,12 @@ class Tree:
             ticket.waited = monotonic() - began
         return self.error(refusal, ticket, timeout, what, governor)
 
-    def stand(self, ticket: Ticket, *, at_once: bool = False) -> Any:
+    def stand(self, ticket: Ticket, *, at_once: bool = False, resumes: bool = False) -> Any:
         """Take, or stand in line until ``ticket.gate`` is opened. Returns what ``_park`` does."""
         if self.lock._is_owned():  # type: ignore[attr-defined]
             # In a signal handler or finalizer that interrupted this very tree: a wait never ended.
             return None if self.take(ticket.leaf, ticket) else _Refusal(ConcurrencyLimitExceeded)
-        return self._settled(self._park, ticket.leaf, ticket, at_once)
+        return self._settled(self._park, ticket.leaf, ticket, at_once, resumes)
 
     def withdraw(self, ticket: Ticket) -> Any:
         """Leave the line, unless the grant came first. Returns what ``_withdraw`` does."""
@@ -283,7 +294,8 @@ class Tree:
                         lock.release()
                     except RuntimeError:
                         pass  # interrupted before it was taken
-                self.note(ticket)
+                self.after.append(ticket)
+                self.serve()
                 raise
             if self.after:
                 self.serve()
@@ -292,14 +304,11 @@ class Tree:
                 if self._settled(self._give_back, leaf, ticket) is not _BUSY:
                     return
             except BaseException:
-                self.note(ticket)
+                self.after.append(ticket)
+                self.serve()
                 raise
-            self.note(ticket)
-
-    def note(self, ticket: Ticket, *, wait: bool = True) -> None:
-        """Give a ticket back now or, where the lock cannot be had, when it is free."""
-        self.after.append(ticket)
-        self.serve(wait=wait)
+            self.after.append(ticket)
+            self.serve()
 
     def revise(self, *changes: tuple[Node, int | None]) -> None:
         """Hold layers to other limits, or close those without one, all at one moment.
@@ -329,12 +338,13 @@ class Tree:
         """Wait until nobody holds, or has suspended, any of these layers."""
         gate = Lock()
         gate.acquire()
+        key = id(gate)
         try:
-            self._settled(self._watch, nodes[0], gate, nodes)
+            self._settled(self._watch, nodes[0], key, gate, nodes)
             _sleep(gate, timeout)
             return self._settled(self._unused, nodes[0], nodes) is True
         finally:
-            self.drains.pop(id(gate), None)
+            self.drains.pop(key, None)
 
     def atomically(self, node: Node, change: Callable[[], Any]) -> Any:
         """Return what ``change`` returns, no other thread being in the tree meanwhile."""
@@ -374,10 +384,14 @@ class Tree:
     def _settled(self, step: Callable[..., Any], leaf: Node, *args: Any) -> Any:
         """Run one step under the lock, then do what it, or another meanwhile, left to be done."""
         try:
-            return self._locked(step, leaf, args)
-        finally:
+            result = self._locked(step, leaf, args)
             if self.after:
                 self.serve()
+            return result
+        except BaseException:
+            if self.after:
+                self.serve()
+            raise
 
     def _locked(
         self, step: Callable[..., Any], leaf: Node, args: tuple[Any, ...] = (), *, wait: bool = True
@@ -430,10 +444,11 @@ class Tree:
         self._admit(leaf, ticket)
         return True
 
-    def _park(self, leaf: Node, ticket: Ticket, at_once: bool) -> Any:
+    def _park(self, leaf: Node, ticket: Ticket, at_once: bool, resumes: bool) -> Any:
         """Admit, or put in line. Returns None, or _PARKED, or a refusal."""
-        nodes = path(leaf)
-        newcomer = ticket.state is OUT
+        if resumes and ticket.state is not AWAY:
+            return None  # another thread has released it
+        nodes, newcomer = path(leaf), not resumes
         full = over_queued = None
         for node in nodes:
             if newcomer and node.closed:
@@ -510,8 +525,8 @@ class Tree:
     def _usage(self, leaf: Node, nodes: tuple[Node, ...]) -> list[tuple[int, int, int]]:
         return [(node.limit - node.room, node.waiting, node.limit) for node in nodes]
 
-    def _watch(self, leaf: Node, gate: Gate, nodes: tuple[Node, ...]) -> None:
-        self.drains[id(gate)] = gate, nodes
+    def _watch(self, leaf: Node, key: int, gate: Gate, nodes: tuple[Node, ...]) -> None:
+        self.drains[key] = gate, nodes
         self._open_drains()
 
     def _unused(self, leaf: Node, nodes: tuple[Node, ...]) -> bool:

@@ -67,7 +67,8 @@ def test_a_permit_is_given_back_before_the_warning(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_warning_says_where_the_permit_was_acquired_when_tracemalloc_is_on() -> None:
-    program = "import governor\ngov = governor.ConcurrencyGovernor(1, 1, 1)\npermit = gov.acquire_tool()  # here\ndel permit\n"
+    make = "import governor\ngov = governor.ConcurrencyGovernor(1, 1, 1)\n"
+    program = f"{make}permit = gov.acquire_tool()  # here\ndel permit\n"
     flags = ["-X", "tracemalloc=10", "-W", "always"]
     ran = subprocess.run(
         [sys.executable, *flags, "-c", program], capture_output=True, text=True, timeout=15, check=True
@@ -177,7 +178,7 @@ def test_ten_thousand_agents_come_and_go_and_leave_nothing() -> None:
     assert [it() for it in last] == [None] * 10
     assert len(gov._agents) == 0
     tree = gov._global.tree
-    assert not (tree.held or tree.line or tree.away)
+    assert not any((tree.held, tree.line, tree.away))
     assert len(gov._tools.heap) == len(gov._global.heap) == 0
 
 
