@@ -89,7 +89,10 @@ class Layer(threading.BoundedSemaphore):
             tree.serve()
             raise
         if isinstance(refusal, (SemaphoreClosed, ConcurrencyLimitExceeded)):
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # else the error and this frame would keep each other
         return taken
 
     __enter__ = acquire

@@ -180,7 +180,10 @@ class Suspension:
         if refusal is not None:
             tree.after.append(ticket)
             tree.serve()
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # else the error and this frame would keep each other
 
 
 def acquire(permit: ConcurrencyPermit, leaf: Node, source: Any, timeout: float | None) -> ConcurrencyPermit:
@@ -199,7 +202,10 @@ def acquire(permit: ConcurrencyPermit, leaf: Node, source: Any, timeout: float |
         tree.serve()
         raise
     if refusal is not None:
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del refusal  # else the error and this frame would keep each other, and the agent
     return permit
 
 

@@ -1006,3 +1006,17 @@ def test_its_repr_tells_its_name_its_state_and_how_full_it_is() -> None:
         gov.close()
     assert repr(gov) == "<ConcurrencyGovernor 'crew' closed streams 0/1 tools 0/2 global 0/3>"
     assert repr(ConcurrencyGovernor(1, 1, 1)) == "<ConcurrencyGovernor streams 0/1 tools 0/1 global 0/1>"
+
+
+def test_a_refusal_leaves_no_cycle_behind_that_would_keep_the_agent(gov: ConcurrencyGovernor) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        agent = gov.agent("brief", max_tools=0)
+        gone = weakref.ref(agent)
+        with pytest.raises(AcquireTimeout):
+            agent.acquire_tool(timeout=0)
+        del agent
+        assert not COUNTED or gone() is None
+    finally:
+        gc.enable()
