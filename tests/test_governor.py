@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import pickle
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -1017,6 +1018,7 @@ def test_a_refusal_leaves_no_cycle_behind_that_would_keep_the_agent(gov: Concurr
         with pytest.raises(AcquireTimeout):
             agent.acquire_tool(timeout=0)
         del agent
-        assert not COUNTED or gone() is None
+        if getattr(sys, "_is_gil_enabled", lambda: True)():  # elsewhere a reference may be let go later
+            assert gone() is None
     finally:
         gc.enable()
