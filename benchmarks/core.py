@@ -54,24 +54,24 @@ def uncontended() -> list[Row]:
 
 
 def contended() -> list[Row]:
-    """32 threads on 2 permits, each holding one for a tenth of a millisecond of input or output."""
+    """32 threads on 2 permits, each holding one for a millisecond of input or output."""
     gov = ConcurrencyGovernor(max_streams=2, max_tools=2, max_global=4)
     tools, everything = threading.BoundedSemaphore(2), threading.BoundedSemaphore(4)
 
     def nested() -> None:
         with tools, everything:
-            time.sleep(0.0001)
+            time.sleep(0.001)
 
     def governed() -> None:
         with gov.acquire_tool():
-            time.sleep(0.0001)
+            time.sleep(0.001)
 
     contenders: dict[str, Callable[[], None]] = {"two nested BoundedSemaphores": nested, "governor": governed}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     fairness: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(5):
         for name, use in contenders.items():
-            throughput, fair = crowd(32, 250 if name == "governor" else 2_500, use)
+            throughput, fair = crowd(32, 100 if name == "governor" else 1_000, use)
             seconds[name].append(1 / throughput)
             fairness[name].append(fair)
     found = rows("32 threads on 2 permits", seconds)

@@ -50,7 +50,8 @@ def test_the_snippets_of_a_page_run(name: str, tmp_path: Path) -> None:
     script = tmp_path / Path(name).name
     script.write_text(program, "utf-8")
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-P", script],
+        # A fork beside threads, which a page shows, is warned about from 3.12 on.
+        [sys.executable, "-X", "dev", "-W", "ignore:This process:DeprecationWarning", "-P", script],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(governor.__file__).parents[1])},
         stdin=subprocess.DEVNULL,
