@@ -99,7 +99,9 @@ class ConcurrencyPermit:
         leaf = ticket.leaf
         leaf.tree.give_back(leaf, ticket)
 
-    def __del__(self, _warn: Any = warnings.warn) -> None:
+    _warn = staticmethod(warnings.warn)  # at hand even when the module is being torn down
+
+    def __del__(self) -> None:
         try:
             ticket = self._ticket
         except AttributeError:
@@ -112,7 +114,7 @@ class ConcurrencyPermit:
             except BaseException:
                 tree.serve(wait=False)
                 raise
-            _warn(
+            self._warn(
                 f"<{type(self).__name__} {self.kind} {state}> was dropped unreleased",
                 ResourceWarning,
                 source=self,

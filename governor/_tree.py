@@ -175,10 +175,7 @@ class Tree:
         ticket.source = source
         ticket.state = OUT
         ticket.owner = None
-        if not self.calm:
-            return False
-        lock = self.lock
-        taken = freed = False
+        lock, freed = self.lock, False
         try:
             lock.acquire()
             # Straight line.
@@ -193,7 +190,6 @@ class Tree:
                     root.room -= 1
                     if middle is not None:
                         middle.room -= 1
-                    taken = True
             freed = True
             lock.release()
         except BaseException:
@@ -207,7 +203,7 @@ class Tree:
             raise
         if self.after:
             self.serve()
-        return taken
+        return ticket.state is HELD
 
     def take(self, leaf: Node, ticket: Ticket) -> bool:
         """Admit a newcomer if its whole path has room."""
@@ -270,44 +266,33 @@ class Tree:
 
     def give_back(self, leaf: Node, ticket: Ticket) -> None:
         """Take a ticket out of the books, wherever it is. The common case is as for ``quick``."""
-        given = freed = False
-        if self.calm:
-            lock = self.lock
-            try:
-                lock.acquire()
-                # Straight line.
-                root = leaf.over
-                if self.calm and ticket.state is HELD and root is not None:
-                    ticket.state = OUT
-                    del self.held[ticket.number]
-                    leaf.room += 1
-                    root.room += 1
-                    middle = leaf.middle
-                    if middle is not None:
-                        middle.room += 1
-                    given = True
-                freed = True
-                lock.release()
-            except BaseException:
-                if not freed:
-                    try:
-                        lock.release()
-                    except RuntimeError:
-                        pass  # interrupted before it was taken
+        lock, freed = self.lock, False
+        try:
+            lock.acquire()
+            # Straight line.
+            root = leaf.over
+            if self.calm and ticket.state is HELD and root is not None:
+                ticket.state = OUT
+                del self.held[ticket.number]
+                leaf.room += 1
+                root.room += 1
+                middle = leaf.middle
+                if middle is not None:
+                    middle.room += 1
+            freed = True
+            lock.release()
+            if ticket.state and self._settled(self._give_back, leaf, ticket) is _BUSY:
                 self.after.append(ticket)
-                self.serve()
-                raise
-            if self.after:
-                self.serve()
-        if not given and ticket.state:
-            try:
-                if self._settled(self._give_back, leaf, ticket) is not _BUSY:
-                    return
-            except BaseException:
-                self.after.append(ticket)
-                self.serve()
-                raise
+        except BaseException:
+            if not freed:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass  # interrupted before it was taken
             self.after.append(ticket)
+            self.serve()
+            raise
+        if self.after:
             self.serve()
 
     def revise(self, *changes: tuple[Node, int | None]) -> None:

@@ -120,23 +120,24 @@ def test_a_thread_that_dies_gives_back_what_it_held() -> None:
     until(lambda: gov.stats().tools_in_use == 0, "both to be back")
 
 
+@pytest.mark.timeout(60)  # each permit waits for a full collection
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_permits_in_cycles_come_back_to_a_full_governor(eager_collector: None) -> None:
     gov = ConcurrencyGovernor(2, 2, 3)
     over = threading.Event()
 
     def tie_knots() -> None:
-        for turn in range(200):
+        for turn in range(50):
             Knot(gov.acquire_tool() if turn % 2 else gov.acquire_stream())
 
     def sweep() -> None:
         while not over.is_set():
             gc.collect()
 
-    with Crew(patience=15) as janitors:
+    with Crew(patience=45) as janitors:
         janitors.start(sweep)
         try:
-            with Crew(patience=15) as crew:
+            with Crew(patience=45) as crew:
                 for _ in range(4):
                     crew.start(tie_knots)
         finally:
