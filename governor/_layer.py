@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from itertools import repeat, starmap
 from types import TracebackType
 
 from governor._errors import ConcurrencyLimitExceeded, SemaphoreClosed
@@ -84,8 +85,10 @@ class Layer(threading.BoundedSemaphore):
                 self._tickets.append(ticket)
         except BaseException:
             tree.after.append(ticket)
-            if ticket in self._tickets:
+            try:
                 self._tickets.remove(ticket)
+            except ValueError:
+                pass  # not there yet, or released by another thread meanwhile
             tree.serve()
             raise
         if isinstance(refusal, (SemaphoreClosed, ConcurrencyLimitExceeded)):
@@ -106,14 +109,19 @@ class Layer(threading.BoundedSemaphore):
         if n < 1:
             raise ValueError("n must be one or more")
         tickets: list[Ticket] = []
+        tree = self._node.tree
         try:
-            for _ in range(n):
-                tickets.append(self._tickets.pop())
+            # One C call: no interrupt finds a ticket on its way from one list to the other.
+            tickets.extend(starmap(self._tickets.pop, repeat((), n)))
+            for ticket in tickets:
+                tree.give_back(self._node, ticket)
         except IndexError:
             self._tickets.extend(tickets)
             raise ValueError("Semaphore released too many times") from None
-        for ticket in tickets:
-            self._node.tree.give_back(self._node, ticket)
+        except BaseException:
+            tree.after.extend(tickets)
+            tree.serve()
+            raise
 
     def __exit__(
         self,
