@@ -9,8 +9,8 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from governor._permit import ConcurrencyPermit, Kind, acquire, new_permit, try_acquire
-from governor._tree import UNLIMITED, Node, path
+from governor._permit import ConcurrencyPermit, Kind, new_permit, try_acquire, wait_for
+from governor._tree import UNLIMITED, Node, is_closed
 from governor._validate import check_count, check_name, check_timeout, count_from_env
 
 __all__ = ["ConcurrencyGovernor", "GovernorStats"]
@@ -199,21 +199,23 @@ class ConcurrencyGovernor:
             SemaphoreClosed: the governor is closed, or was while waiting.
             ConcurrencyLimitExceeded: ``max_queued`` are waiting already.
         """
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         leaf, permit = self._streams, new_permit(ConcurrencyPermit)
-        if timeout is None and leaf.tree.quick(leaf, permit, self):
-            return permit
-        return acquire(permit, leaf, self, timeout)
+        return permit if leaf.tree.quick(leaf, permit, self) else wait_for(permit, timeout)
 
     def acquire_tool(self, timeout: float | None = None) -> ConcurrencyPermit:
         """Wait for a tool permit; as :meth:`acquire_stream`."""
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         leaf, permit = self._tools, new_permit(ConcurrencyPermit)
-        if timeout is None and leaf.tree.quick(leaf, permit, self):
-            return permit
-        return acquire(permit, leaf, self, timeout)
+        return permit if leaf.tree.quick(leaf, permit, self) else wait_for(permit, timeout)
 
     def acquire(self, kind: Kind, timeout: float | None = None) -> ConcurrencyPermit:
         """Wait for a permit of this kind, ``"stream"`` or ``"tool"``; as :meth:`acquire_stream`."""
-        return acquire(new_permit(ConcurrencyPermit), self._leaf(kind), self, timeout)
+        if self._leaf(kind) is self._tools:
+            return self.acquire_tool(timeout)
+        return self.acquire_stream(timeout)
 
     def try_acquire_stream(self) -> ConcurrencyPermit | None:
         """Return a stream permit, or None at once where there is no room, or all is closed.
@@ -373,7 +375,7 @@ class ConcurrencyGovernor:
     @property
     def closed(self) -> bool:
         """Whether it, or a governor it belongs to, was closed."""
-        return any(node.closed for node in path(self._tools))
+        return is_closed(self._tools)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Close, then wait until all permits are back, suspended ones too.

@@ -8,7 +8,7 @@ from itertools import repeat, starmap
 from types import TracebackType
 
 from governor._errors import ConcurrencyLimitExceeded, SemaphoreClosed
-from governor._tree import Node, Ticket, path
+from governor._tree import Node, Ticket, is_closed
 from governor._validate import check_count, check_name, check_timeout
 
 __all__ = ["Layer"]
@@ -168,7 +168,7 @@ class Layer(threading.BoundedSemaphore):
     @property
     def closed(self) -> bool:
         """Whether it, or a layer above it, was closed."""
-        return any(node.closed for node in path(self._node))
+        return is_closed(self._node)
 
     def __repr__(self) -> str:
         used, waiting, limit = self._node.tree.usage(self._node)[0]

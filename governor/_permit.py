@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, Self
 from governor._tree import AWAY, HELD, Node, Ticket
 from governor._validate import check_timeout
 
-__all__ = ["ConcurrencyPermit", "Kind", "acquire", "new_permit", "try_acquire"]
+__all__ = ["ConcurrencyPermit", "Kind", "new_permit", "try_acquire", "wait_for"]
 
 Kind = Literal["stream", "tool"]
 
@@ -188,19 +188,14 @@ class Suspension:
                 del refusal  # else the error and this frame would keep each other
 
 
-def acquire(permit: ConcurrencyPermit, leaf: Node, source: Any, timeout: float | None) -> ConcurrencyPermit:
-    """Return the permit once it holds a place in the path of ``leaf``, in turn.
-
-    ``source`` lives as long as the permit is out.
-    """
-    timeout = check_timeout(timeout)
-    tree = leaf.tree
-    if tree.quick(leaf, permit, source):
-        return permit
+def wait_for(permit: ConcurrencyPermit, timeout: float | None) -> ConcurrencyPermit:
+    """Return a permit that was not admitted at once, when it is."""
+    ticket = permit._ticket
+    tree, kind, governor = ticket.leaf.tree, ticket.leaf.kind, ticket.source.name
     try:
-        refusal = tree.wait(permit._ticket, timeout, f"{leaf.kind} permit", source.name)
+        refusal = tree.wait(ticket, timeout, f"{kind} permit", governor)
     except BaseException:
-        tree.after.append(permit._ticket)
+        tree.after.append(ticket)
         tree.serve()
         raise
     if refusal is not None:
@@ -212,7 +207,10 @@ def acquire(permit: ConcurrencyPermit, leaf: Node, source: Any, timeout: float |
 
 
 def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
-    """Return a permit for the path of ``leaf``, or None at once."""
+    """Return a permit for the path of ``leaf``, or None at once.
+
+    ``source`` lives as long as the permit is out.
+    """
     permit, tree = new_permit(ConcurrencyPermit), leaf.tree
     if tree.quick(leaf, permit, source):
         return permit

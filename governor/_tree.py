@@ -45,7 +45,7 @@ from governor._errors import (
     SemaphoreClosed,
 )
 
-__all__ = ["AWAY", "HELD", "OUT", "UNLIMITED", "Node", "Ticket", "Tree"]
+__all__ = ["AWAY", "HELD", "OUT", "UNLIMITED", "Node", "Ticket", "Tree", "is_closed", "path"]
 
 _new = object.__new__
 
@@ -110,7 +110,7 @@ class Node:
         self.tree: Tree = Tree() if parent is None else parent.tree
         self.parent = parent
         self.above: tuple[Node, ...] = () if parent is None else path(parent)
-        self.over = [*self.above][-1] if 1 <= len(self.above) <= 2 else None
+        self.over = path(parent)[-1] if parent is not None and len(self.above) <= 2 else None
         self.middle = parent if len(self.above) == 2 else None
         self.name, self.kind, self.limit, self.max_queued = name, kind, limit, max_queued
         self.closed = False
@@ -126,6 +126,11 @@ class Node:
 def path(leaf: Node) -> tuple[Node, ...]:
     """The layers from this one up to the root."""
     return leaf, *leaf.above
+
+
+def is_closed(leaf: Node) -> bool:
+    """Whether this layer, or one above it, is closed. Needs no lock: closed stays closed."""
+    return any(node.closed for node in path(leaf))
 
 
 class _Refusal(NamedTuple):
@@ -374,12 +379,11 @@ class Tree:
                 self.serve()
             return result
         except BaseException:
-            if self.after:
-                self.serve()
+            self.serve()
             raise
 
     def _locked(
-        self, step: Callable[..., Any], leaf: Node, args: tuple[Any, ...] = (), *, wait: bool = True
+        self, step: Callable[..., Any], leaf: Node, args: tuple[Any, ...], *, wait: bool = True
     ) -> Any:
         """Run one step under the lock and, whatever interrupts it, leave the books in order.
 
@@ -602,7 +606,7 @@ class Tree:
         leaves = {self.dirty}
         for ticket in list(self.line.values()):
             leaves.add(ticket.leaf)
-            if ticket.state is WAITING and any(node.closed for node in path(ticket.leaf)):
+            if ticket.state is WAITING and is_closed(ticket.leaf):
                 # Straight line.
                 del self.line[ticket.number]
                 self.after.append(ticket.gate)
