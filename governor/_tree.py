@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
@@ -45,9 +46,11 @@ from governor._errors import (
     SemaphoreClosed,
 )
 
-__all__ = ["AWAY", "HELD", "OUT", "UNLIMITED", "Node", "Ticket", "Tree", "is_closed", "path"]
+__all__ = ["AWAY", "HELD", "OUT", "UNLIMITED", "WAITING", "Node", "Ticket", "Tree", "is_closed", "path"]
 
 _new = object.__new__
+_Latch = type(Lock())
+_loaded: bool | None = True  # None when the interpreter ends and has taken this module apart
 
 UNLIMITED = 1 << 256  # a limit that nobody means
 
@@ -244,7 +247,9 @@ class Tree:
         """Take, or stand in line until ``ticket.gate`` is opened. Returns what ``_park`` does."""
         if self.lock._is_owned():  # type: ignore[attr-defined]
             # In a signal handler or finalizer that interrupted this very tree: a wait never ended.
-            return None if self.take(ticket.leaf, ticket) else _Refusal(ConcurrencyLimitExceeded)
+            refusal = self._settled(self._park, ticket.leaf, ticket, True, resumes)
+            full = isinstance(refusal, _Refusal) and refusal.error is AcquireTimeout
+            return _Refusal(ConcurrencyLimitExceeded) if full or refusal is _BUSY else refusal
         return self._settled(self._park, ticket.leaf, ticket, at_once, resumes)
 
     def withdraw(self, ticket: Ticket) -> Any:
@@ -348,7 +353,7 @@ class Tree:
         does it twice rather than never; all bear that.
         """
         after = self.after
-        while after:
+        while after and _loaded:
             try:
                 item = after[0]
             except IndexError:
@@ -359,11 +364,18 @@ class Tree:
             elif isinstance(item, Node):
                 if self._locked(self._revise, item, ((),), wait=wait) is _BUSY:
                     return
-            else:
+            elif wait or isinstance(item, _Latch):
                 try:
                     item.release()
                 except RuntimeError:
                     pass  # open already
+            else:
+                # A finalizer may run amid anything, and must not deliver a grant to code of others.
+                try:
+                    start_new_thread(self.serve, ())
+                except RuntimeError:
+                    pass  # the interpreter ends
+                return
             try:
                 after.remove(item)
             except ValueError:
@@ -461,8 +473,7 @@ class Tree:
         self.line[ticket.number] = ticket
         for node in nodes:
             node.waiting += 1
-        self._want(leaf, ticket.number)
-        self._offer(leaf)
+        self._queue(leaf, ticket.number)
         return _PARKED
 
     def _withdraw(self, leaf: Node, ticket: Ticket) -> Any:
@@ -536,11 +547,14 @@ class Tree:
             node.room -= 1
 
     def _vacate(self, leaf: Node) -> None:
-        for node in path(leaf):
+        nodes = path(leaf)
+        for node in nodes:
             node.room += 1
         if self.line:
-            self._offer(leaf)
-            self._grant(path(leaf)[-1])
+            for node in nodes:
+                if node.room == 1:
+                    self._offer(node)
+            self._grant(nodes[-1])
 
     def _grant(self, root: Node) -> None:
         """Hand on what is free: to the oldest whose whole path has room, while there is one."""
@@ -559,14 +573,25 @@ class Tree:
             self._offer(ticket.leaf)
 
     def _offer(self, node: Node) -> None:
-        """Bring the offers of a path up to date."""
+        """Bring the offer of a layer up to date, and of those above as far as that changes theirs."""
         while (parent := node.parent) is not None:
             offer = self._oldest(node) if node.room > 0 else None
-            if offer != node.offer:
-                node.offer = offer
-                if offer is not None:
-                    self._want(parent, offer)
+            if offer == node.offer:
+                return
+            node.offer = offer
+            if offer is not None:
+                self._want(parent, offer)
             node = parent
+
+    def _queue(self, leaf: Node, number: int) -> None:
+        """Let a waiter want its layer, and those above as far as it is the oldest that may pass."""
+        node: Node | None = leaf
+        while node is not None:
+            self._want(node, number)
+            if node.room <= 0 or (node.offer is not None and node.offer < number):
+                return
+            node.offer = number
+            node = node.parent
 
     def _want(self, node: Node, number: int) -> None:
         heappush(node.heap, number)
@@ -587,10 +612,16 @@ class Tree:
     def _wants(self, number: int, node: Node) -> bool:
         """Whether this waiter waits at this very layer, or is offered to it from below."""
         ticket = self.line.get(number)
-        if ticket is None or ticket.leaf is node:
-            return ticket is not None
-        nodes = path(ticket.leaf)
-        return nodes[nodes.index(node) - 1].offer == number
+        if ticket is None:
+            return False
+        below = ticket.leaf
+        if below is node:
+            return True
+        for above in below.above:
+            if above is node:
+                break
+            below = above
+        return below.offer == number
 
     def _open_drains(self) -> None:
         for gate, nodes in list(self.drains.values()):

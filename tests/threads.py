@@ -104,8 +104,15 @@ def until(condition: Callable[[], object], what: str, *, patience: float = PATIE
 def no_stray_threads(*, patience: float = PATIENCE) -> Iterator[None]:
     """Fail where a thread that was started within the block does not end soon after it."""
     before = set(threading.enumerate())
+
+    def stray() -> set[threading.Thread]:
+        return {*threading.enumerate()} - before
+
     yield
-    until(lambda: before.issuperset(threading.enumerate()), "the last stray thread's end", patience=patience)
+    try:
+        until(lambda: not stray(), "the last stray thread's end", patience=patience)
+    except pytest.fail.Exception:
+        pytest.fail(f"still there: {stray()}\n{stacks()}")
 
 
 def stacks() -> str:

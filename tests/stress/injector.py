@@ -202,7 +202,8 @@ def package_codes() -> Iterator[CodeType]:
             for it in vars(module).values():
                 for member in (it, *vars(it).values()) if isinstance(it, type) else (it,):
                     function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
-                    if isinstance(function, FunctionType):
+                    # What is imported from elsewhere may be left with a lock taken.
+                    if isinstance(function, FunctionType) and function.__module__ == name:
                         yield from codes_in(function.__code__)
 
 
