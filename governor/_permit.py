@@ -7,7 +7,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
-from governor._tree import AWAY, HELD, Node, Ticket
+from governor._tree import AWAY, HELD, OUT, Node, Ticket
 from governor._validate import check_timeout
 
 __all__ = ["ConcurrencyPermit", "Kind", "new_permit", "try_acquire", "wait_for"]
@@ -119,6 +119,21 @@ class ConcurrencyPermit:
                 ResourceWarning,
                 source=self,
             )
+
+    def _pass_to(self, heir: ConcurrencyPermit) -> None:
+        """Let another permit be the one for this operation; no thread owns that yet."""
+        ticket = self._ticket
+        rest = object.__new__(Ticket)
+        rest.leaf, rest.source, rest.state, rest.owner = ticket.leaf, ticket.source, OUT, None
+        # Straight line.
+        heir._ticket = ticket
+        self._ticket = rest
+        ticket.owner = None
+
+    def _release_after(self, _job: object) -> None:
+        """Release, as the callback of a future."""
+        if self._ticket.state:
+            self.release()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.kind} {self._ticket.state or 'released'}>"

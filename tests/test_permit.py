@@ -11,7 +11,13 @@ from time import monotonic
 import pytest
 from threads import Crew, until
 
-from governor import AcquireTimeout, ConcurrencyGovernor, ConcurrencyPermit, SemaphoreClosed
+from governor import (
+    AcquireTimeout,
+    ConcurrencyGovernor,
+    ConcurrencyLimitExceeded,
+    ConcurrencyPermit,
+    SemaphoreClosed,
+)
 
 
 @pytest.fixture
@@ -438,6 +444,24 @@ def test_who_waits_to_resume_stays_in_line_when_the_governor_closes(narrow: Conc
         until(lambda: waiting(narrow) == 1, "the newcomer turned out")
         others.pop().release()
     assert books(narrow) == (0, 0, 0)
+
+
+def test_who_resumes_inside_the_governor_itself_passes_by_a_close_and_never_waits(
+    narrow: ConcurrencyGovernor,
+) -> None:
+    lock = narrow._global.tree.lock  # held as a signal handler would find it
+    with narrow.acquire_tool() as permit, lock:
+        with permit.suspended():
+            narrow.close()
+        assert permit.held
+    other = ConcurrencyGovernor(max_streams=1, max_tools=1, max_global=1)
+    with other.acquire_tool() as permit:
+        lock = other._global.tree.lock
+        with pytest.raises(ConcurrencyLimitExceeded, match="must not wait"), lock, permit.suspended():
+            taken = other.acquire_tool()
+        assert not permit.held
+    taken.release()
+    assert books(other) == (0, 0, 0)
 
 
 def test_a_permit_released_while_suspended_is_not_taken_again(gov: ConcurrencyGovernor) -> None:

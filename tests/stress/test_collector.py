@@ -107,19 +107,32 @@ def test_a_thread_that_dies_gives_back_what_it_held() -> None:
     until(lambda: gov.stats().tools_in_use == 0, "both to be back")
 
 
+def run_alone(*arguments: str | Path) -> tuple[int, str]:
+    """Run a program in an interpreter of its own; return its exit status and what it complained of."""
+    where = os.environ | {"PYTHONPATH": str(Path(governor.__file__).parents[1])}
+    command = [sys.executable, "-X", "faulthandler", *arguments]
+    ran = subprocess.run(command, env=where, capture_output=True, text=True, timeout=50, check=False)
+    return ran.returncode, ran.stderr
+
+
 @pytest.mark.timeout(60)  # each permit waits for a full collection
 def test_permits_in_cycles_come_back_to_a_full_governor() -> None:
-    program = Path(__file__).with_name("knots.py")
-    where = os.environ | {"PYTHONPATH": str(Path(governor.__file__).parents[1])}
-    ran = subprocess.run(
-        [sys.executable, "-X", "faulthandler", program],
-        env=where,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert run_alone(Path(__file__).with_name("knots.py")) == (0, "")
+
+
+def test_what_is_still_held_when_the_interpreter_ends_is_no_error() -> None:
+    program = """
+import threading
+from governor import ConcurrencyGovernor
+
+gov = ConcurrencyGovernor(1, 1, 2)
+permit = gov.acquire_tool()
+stream = gov.stream(iter)([1])
+thread = threading.Thread(target=int)
+thread.start()
+thread.join()
+"""
+    assert run_alone("-W", "ignore", "-c", program) == (0, "")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
