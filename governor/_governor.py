@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
+from governor._calls import governed_stream, governed_tool
 from governor._permit import ConcurrencyPermit, Kind, new_permit, try_acquire, wait_for
+from governor._request import request
 from governor._tree import UNLIMITED, Node, is_closed
 from governor._validate import check_count, check_name, check_timeout, count_from_env
 
 __all__ = ["ConcurrencyGovernor", "GovernorStats"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _DEFAULTS = {"max_streams": 4, "max_tools": 8, "max_global": 16}
 
@@ -232,12 +239,73 @@ class ConcurrencyGovernor:
         """Return a permit of this kind, or None at once; as :meth:`try_acquire_stream`."""
         return try_acquire(self._leaf(kind), self)
 
+    def request_stream(self) -> Future[ConcurrencyPermit]:
+        """Return a future that stands in line for a stream permit, for code that may not block.
+
+        It stands in the same line under the same rules, and resolves to a permit, or fails with
+        what ``acquire_stream`` would raise. Cancelling it leaves the line. Its callbacks run in the
+        thread that gives the place back. From asyncio: ``await asyncio.wrap_future(...)``.
+        """
+        return request(self._streams, self)
+
+    def request_tool(self) -> Future[ConcurrencyPermit]:
+        """Return a future that stands in line for a tool permit; as :meth:`request_stream`."""
+        return request(self._tools, self)
+
+    def request(self, kind: Kind) -> Future[ConcurrencyPermit]:
+        """Return a future that stands in line for such a permit; as :meth:`request_stream`."""
+        return request(self._leaf(kind), self)
+
     def _leaf(self, kind: Kind) -> Node:
         if kind == "tool":
             return self._tools
         if kind == "stream":
             return self._streams
         raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
+
+    @overload
+    def tool(self, fn: Callable[P, R], /, *, timeout: float | None = None) -> Callable[P, R]: ...
+    @overload
+    def tool(self, /, *, timeout: float | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+    def tool(self, fn: Any = None, /, *, timeout: float | None = None) -> Any:
+        """Decorate a function so that each call runs under a tool permit: ``@gov.tool``.
+
+        Name, signature, annotations and docstring stay, so that frameworks can build schemas from
+        them. With ``@staticmethod`` or ``@classmethod``, put those outermost.
+
+        Args:
+            fn: The function.
+            timeout: Seconds that a call waits for its permit: ``@gov.tool(timeout=5)``.
+
+        Raises:
+            TypeError: when decorated, a coroutine function, a generator function or a class; when
+                called, an awaitable or an asynchronous iterator was returned.
+        """
+        decorate = partial(governed_tool, acquire=partial(self.acquire_tool, check_timeout(timeout)))
+        return decorate if fn is None else decorate(fn)
+
+    @overload
+    def stream(self, fn: Callable[P, R], /, *, timeout: float | None = None) -> Callable[P, R]: ...
+    @overload
+    def stream(self, /, *, timeout: float | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+    def stream(self, fn: Any = None, /, *, timeout: float | None = None) -> Any:
+        """Decorate a function so that each call takes a stream permit: ``@gov.stream``.
+
+        The permit is had before the call and kept by the stream that it returns until that is
+        exhausted, fails, is closed, or is dropped. A stream is what has ``__next__``, or both
+        ``__iter__`` and ``close``. Anything else is returned as it is, the permit given back.
+
+        Works on any callable: ``gov.stream(client.chat.completions.create)(..., stream=True)``.
+
+        Args:
+            fn: The function.
+            timeout: Seconds that a call waits for its permit.
+
+        Raises:
+            TypeError: as :meth:`tool`, generator functions being welcome.
+        """
+        decorate = partial(governed_stream, acquire=partial(self.acquire_stream, check_timeout(timeout)))
+        return decorate if fn is None else decorate(fn)
 
     # ------------------------------------------------------------------------------- agents
 
