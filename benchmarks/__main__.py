@@ -8,10 +8,10 @@ import json
 import platform
 import sys
 
-from benchmarks import core
+from benchmarks import core, jobs
 from benchmarks._measure import table
 
-SCENARIOS = {**core.SCENARIOS}
+SCENARIOS = {**core.SCENARIOS, **jobs.SCENARIOS}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from governor._errors import (
     ConcurrencyLimitExceeded,
     SemaphoreClosed,
 )
+from governor._executor import GovernedExecutor
 from governor._governor import ConcurrencyGovernor, GovernorStats
 from governor._layer import Layer
 from governor._permit import ConcurrencyPermit
@@ -16,6 +17,7 @@ __all__ = [
     "ConcurrencyGovernor",
     "ConcurrencyLimitExceeded",
     "ConcurrencyPermit",
+    "GovernedExecutor",
     "GovernorStats",
     "Layer",
     "SemaphoreClosed",
