@@ -107,8 +107,7 @@ class Stage:
         """Hold the books to what can be seen to be held, before any further operation."""
         tree = self.tree
         for it in (tree, _governor._registry.tree):
-            elsewhere(lambda it=it: assert_free(it.lock))
-            assert it.dirty is None, "the books were not repaired"
+            elsewhere(partial(assert_sound, it))
         awake = f"all that are out of the line to be awake: {self.waiters} less {len(tree.line)}"
         until(lambda: len(self.through) + len(tree.line) == self.waiters, awake)
         until(lambda: not tree.after, "all that was left for later to be done")
@@ -188,9 +187,12 @@ def locals_of(error: BaseException | None) -> list[object]:
     return found
 
 
-def assert_free(lock: Any) -> None:
-    assert lock.acquire(timeout=5), "the lock was left taken"
-    lock.release()
+def assert_sound(tree: _tree.Tree) -> None:
+    assert tree.lock.acquire(timeout=5), "the lock was left taken"
+    try:
+        assert tree.dirty is None, "the books were not repaired"
+    finally:
+        tree.lock.release()
 
 
 def elsewhere(work: Act) -> None:
