@@ -47,6 +47,7 @@ class Injector:
         self.missed = False
         self._plan: list[int] = []
         self._strike: Act = interrupt
+        self._running = False
 
     def run(self, act: FunctionType, *plan: int, strike: Act = interrupt) -> BaseException | None:
         """Call ``act``; a signal arrives when as many instructions as ``plan`` begins with have run.
@@ -55,7 +56,7 @@ class Injector:
         interrupt, or the error of the package's, that ended ``act``.
         """
         self.trail, self.points, self.missed = [], [], False
-        self._plan, self._strike = [*plan], strike
+        self._plan, self._strike, self._running = [*plan], strike, True
         for code in codes_in(act.__code__):
             self.codes.add(code)
             self.watch(code)
@@ -64,6 +65,7 @@ class Injector:
                 self.count()
                 act()
             finally:
+                self._running = False
                 self.rest()
         except (Interrupted, ConcurrencyError) as error:
             # Without this very frame, which would keep the error, and all permits, in a cycle.
@@ -97,7 +99,11 @@ class Injector:
         """Have the instructions of ``code``, which is one of ``codes``, counted from now on."""
 
     def count(self) -> None:
-        """Begin, or go on, to count, and have the signal sent when it is due."""
+        """Begin, or go on, to count, and have the signal sent when it is due; but after the end of a run."""
+        if self._running:
+            self._count()
+
+    def _count(self) -> None:
         raise NotImplementedError
 
     def rest(self) -> None:
@@ -126,7 +132,7 @@ class Monitoring(Injector):
     def watch(self, code: CodeType) -> None:
         sys.monitoring.set_local_events(self.tool, code, self.event)
 
-    def count(self) -> None:
+    def _count(self) -> None:
         sys.monitoring.register_callback(self.tool, self.event, self.on_instruction)
 
     def rest(self) -> None:
@@ -160,7 +166,7 @@ class Tracing(Injector):
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self.former)
 
-    def count(self) -> None:
+    def _count(self) -> None:
         sys.settrace(self.on_call)
 
     def rest(self) -> None:
