@@ -131,6 +131,7 @@ def _stand_in_line(gov: ConcurrencyGovernor) -> Any:
     ticket = hold._ticket
     ticket.gate = threading.Lock()
     ticket.gate.acquire()
+    ticket.waiter = None
     leaf.tree.stand(ticket)
     return ticket
 

@@ -4,12 +4,14 @@ from governor._errors import (
     AcquireTimeout,
     ConcurrencyError,
     ConcurrencyLimitExceeded,
+    DeadlockError,
     SemaphoreClosed,
 )
 from governor._executor import GovernedExecutor
 from governor._governor import ConcurrencyGovernor, GovernorStats
 from governor._layer import Layer
-from governor._permit import ConcurrencyPermit
+from governor._permit import ConcurrencyPermit, suspended
+from governor._tree import PermitHolder
 
 __all__ = [
     "AcquireTimeout",
@@ -17,10 +19,13 @@ __all__ = [
     "ConcurrencyGovernor",
     "ConcurrencyLimitExceeded",
     "ConcurrencyPermit",
+    "DeadlockError",
     "GovernedExecutor",
     "GovernorStats",
     "Layer",
+    "PermitHolder",
     "SemaphoreClosed",
+    "suspended",
 ]
 
 for _name in __all__:

@@ -12,8 +12,10 @@ __all__ = [
     "AcquireTimeout",
     "ConcurrencyError",
     "ConcurrencyLimitExceeded",
+    "DeadlockError",
     "LayerUse",
     "SemaphoreClosed",
+    "ThreadWait",
 ]
 
 
@@ -26,6 +28,18 @@ class LayerUse(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} {self.in_use}/{self.limit}"
+
+
+class ThreadWait(NamedTuple):
+    """One thread of a circle: what it holds, a permit each, and what it waits for."""
+
+    thread: str
+    holds: tuple[str, ...]
+    waits_for: str
+
+    def __str__(self) -> str:
+        held = ", ".join(f"{self.holds.count(it)} {it}" for it in dict.fromkeys(self.holds))
+        return f"thread {self.thread!r} holds {held} and waits for 1 {self.waits_for}"
 
 
 class ConcurrencyError(Exception):
@@ -112,6 +126,34 @@ class ConcurrencyLimitExceeded(_Refused):
         if self.bound is None:
             return ["it must not wait there: use try_acquire"]
         return [f"{self.waiting} waiting: raise max_queued, or submit less at once"]
+
+
+class DeadlockError(ConcurrencyError):
+    """A wait could never end: the permits it needs are held by threads that wait for each other.
+
+    Attributes:
+        what: What was asked for, such as ``"tool permit"``.
+        layers: How full each layer of the path was, the narrowest first.
+        circle: Who holds what and waits for what, the thread that asked first.
+        governor: The name of the governor asked, or None.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        layers: tuple[LayerUse, ...],
+        circle: tuple[ThreadWait, ...],
+        governor: str | None = None,
+    ) -> None:
+        self.what, self.layers, self.circle, self.governor = what, layers, circle, governor
+        super().__init__(
+            f"{_called(governor)}no {what} can ever come: {', '.join(map(str, layers))} in use; "
+            f"{'; '.join(map(str, circle))}. Give the place back while waiting for others: "
+            "'with governor.suspended():'"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.layers, self.circle, self.governor), self.__dict__
 
 
 def _called(governor: str | None) -> str:

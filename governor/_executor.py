@@ -79,6 +79,7 @@ class GovernedExecutor(Executor):
         self._shut = False
         # A branch of its own, so that shutdown can turn out those who wait for this executor.
         self._governor = own = governor.agent(f"{type(self).__name__}-{next(_serial)}", max_tools=UNLIMITED)
+        own._name = governor.name  # for messages: nobody has asked for that branch
         self._acquire = own.acquire_tool if kind == "tool" else own.acquire_stream
         self._in_threads = _runs_in_threads(executor)
 

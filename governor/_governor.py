@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from threading import get_ident
 from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from governor._calls import governed_stream, governed_tool
 from governor._permit import ConcurrencyPermit, Kind, new_permit, try_acquire, wait_for
 from governor._request import request
-from governor._tree import UNLIMITED, Node, is_closed
-from governor._validate import check_count, check_name, check_timeout, count_from_env
+from governor._tree import UNLIMITED, Node, PermitHolder, is_closed, path
+from governor._validate import check_count, check_name, check_timeout, count_from_env, seconds_from_env
 
 __all__ = ["ConcurrencyGovernor", "GovernorStats"]
 
@@ -91,6 +90,7 @@ class ConcurrencyGovernor:
         max_global: int,
         *,
         max_queued: int | None = None,
+        slow_wait: float | None = None,
         name: str | None = None,
     ) -> None:
         """Make a governor with these limits.
@@ -101,6 +101,8 @@ class ConcurrencyGovernor:
             max_global: Concurrent operations of both kinds, likewise.
             max_queued: How many may wait for each kind, agents' waiters included; a further acquire
                 raises ``ConcurrencyLimitExceeded`` at once. None: any number.
+            slow_wait: Seconds after which a wait of a thread is logged as a warning, with who holds
+                what, by the logger ``governor``. None: never.
             name: For messages and metrics.
 
         Raises:
@@ -114,6 +116,7 @@ class ConcurrencyGovernor:
         self._name = None if name is None else check_name("name", name)
         self._parent: ConcurrencyGovernor | None = None
         self._global = Node(everything, "global")
+        self._global.tree.slow_wait = check_timeout(slow_wait, "slow_wait")
         self._streams = Node(streams, "streams", self._global, "stream", queued)
         self._tools = Node(tools, "tools", self._global, "tool", queued)
         self._own: tuple[Node, ...] = (self._global,)
@@ -133,16 +136,17 @@ class ConcurrencyGovernor:
     def from_env(cls, prefix: str = "GOVERNOR_") -> Self:
         """Make a governor with limits from the environment.
 
-        Reads ``GOVERNOR_MAX_STREAMS``, ``GOVERNOR_MAX_TOOLS``, ``GOVERNOR_MAX_GLOBAL`` and
-        ``GOVERNOR_MAX_QUEUED``; those not set take the defaults: 4, 8, 16, and no bound.
+        Reads ``GOVERNOR_MAX_STREAMS``, ``GOVERNOR_MAX_TOOLS``, ``GOVERNOR_MAX_GLOBAL``,
+        ``GOVERNOR_MAX_QUEUED`` and ``GOVERNOR_SLOW_WAIT``; those not set take the defaults: 4, 8, 16,
+        no bound, and no log.
 
         Args:
             prefix: What the variables' names begin with.
 
         Raises:
-            ValueError: a variable is not an integer >= 0; the message names it.
+            ValueError: a variable is not a number >= 0 as it should be; the message names it.
         """
-        return cls(*_limits(prefix, {}), max_queued=count_from_env(f"{prefix}MAX_QUEUED"))
+        return cls(*_limits(prefix, {}), **_options(prefix))
 
     @classmethod
     def shared(
@@ -176,9 +180,8 @@ class ConcurrencyGovernor:
         def find_or_make() -> ConcurrencyGovernor:
             found = _shared.get(name)
             if found is None or found.closed:
-                queued = count_from_env("GOVERNOR_MAX_QUEUED")
-                limits = _limits("GOVERNOR_", asked)
-                found = _shared[name] = ConcurrencyGovernor(*limits, max_queued=queued, name=name)
+                limits, options = _limits("GOVERNOR_", asked), _options("GOVERNOR_")
+                found = _shared[name] = ConcurrencyGovernor(*limits, **options, name=name)
             return found
 
         found: ConcurrencyGovernor = _registry.tree.atomically(_registry, find_or_make)
@@ -205,6 +208,7 @@ class ConcurrencyGovernor:
             AcquireTimeout: none came in time (also a ``TimeoutError``).
             SemaphoreClosed: the governor is closed, or was while waiting.
             ConcurrencyLimitExceeded: ``max_queued`` are waiting already.
+            DeadlockError: it could never come, as this thread is part of a circle of waits.
         """
         if timeout is not None:
             timeout = check_timeout(timeout)
@@ -386,6 +390,13 @@ class ConcurrencyGovernor:
         object.__setattr__(stats, "_over", tuple(over))
         return stats
 
+    def holders(self) -> list[PermitHolder]:
+        """Return who holds a permit of this governor or of its agents, the longest first.
+
+        For the post-mortem of a hang: ``python -X faulthandler`` shows the stacks, this the permits.
+        """
+        return self._global.tree.holders(*self._own)
+
     def resize(
         self,
         *,
@@ -459,7 +470,7 @@ class ConcurrencyGovernor:
                 is closed then.
         """
         timeout = check_timeout(timeout)
-        if self._global.tree.owned(self._own, get_ident()):
+        if any(not set(self._own).isdisjoint(path(it.leaf)) for it in self._global.tree.owned()):
             raise RuntimeError("drain() in a thread that is inside a permit would wait for itself")
         self.close()
         return self._global.tree.drain(self._own, timeout)
@@ -496,6 +507,13 @@ class ConcurrencyGovernor:
             "a governor cannot be pickled, as its limits hold in one process: "
             "make one in each process, for example with ConcurrencyGovernor.shared()"
         )
+
+
+def _options(prefix: str) -> dict[str, Any]:
+    return {
+        "max_queued": count_from_env(f"{prefix}MAX_QUEUED"),
+        "slow_wait": seconds_from_env(f"{prefix}SLOW_WAIT"),
+    }
 
 
 def _limits(prefix: str, given: Mapping[str, int | None]) -> list[int]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from sys import _getframe
 from threading import get_ident
+from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
-from governor._tree import AWAY, HELD, OUT, Node, Ticket
+from governor._deadlock import is_inside
+from governor._tree import AWAY, HELD, OUT, Node, Ticket, trees
 from governor._validate import check_timeout
 
-__all__ = ["ConcurrencyPermit", "Kind", "new_permit", "try_acquire", "wait_for"]
+__all__ = ["ConcurrencyPermit", "Kind", "new_permit", "suspended", "try_acquire", "wait_for"]
 
 Kind = Literal["stream", "tool"]
 
@@ -78,13 +82,23 @@ class ConcurrencyPermit:
             RuntimeError: on entering the block, when this thread is not the one that entered the
                 permit, or the permit is not held, or is suspended already.
             AcquireTimeout: at the end of the block, when no place came within ``timeout``.
+            DeadlockError: at the end of the block, when none can ever come.
         """
-        return Suspension(self, check_timeout(timeout))
+
+        def check() -> list[Ticket]:
+            if self._ticket.owner != get_ident() or self._ticket.state is not HELD:
+                self._refuse("suspend")
+            return [self._ticket]
+
+        return Suspension(check, check_timeout(timeout))
 
     def __enter__(self) -> Self:
-        ticket, me = self._ticket, get_ident()
+        ticket, me, frame = self._ticket, get_ident(), _getframe(1)
+        number = id(frame)
         # Straight line, so that of two threads one is refused.
         if ticket.owner is None and ticket.state is HELD:
+            ticket.frame = number
+            ticket.entry = frame.f_lasti
             ticket.owner = me
             return self
         self._refuse("enter")
@@ -157,25 +171,22 @@ class ConcurrencyPermit:
 
 
 class Suspension:
-    """The block in which a permit is suspended; see ``ConcurrencyPermit.suspended``."""
+    """The block in which permits are suspended; see ``ConcurrencyPermit.suspended``."""
 
-    __slots__ = ("_permit", "_timeout")
+    __slots__ = ("_tickets", "_timeout", "_which")
 
-    def __init__(self, permit: ConcurrencyPermit, timeout: float | None) -> None:
-        self._permit = permit
+    def __init__(self, which: Callable[[], list[Ticket]], timeout: float | None) -> None:
+        self._which = which
         self._timeout = timeout
 
     def __enter__(self) -> None:
-        ticket = self._permit._ticket
-        tree = ticket.leaf.tree
+        self._tickets = tickets = self._which()
         try:
-            suspended = ticket.owner == get_ident() and tree.suspend(ticket)
+            for ticket in tickets:
+                ticket.leaf.tree.suspend(ticket)
         except BaseException:
-            tree.after.append(ticket)
-            tree.serve()
+            _give_back(tickets)
             raise
-        if not suspended:
-            self._permit._refuse("suspend")
 
     def __exit__(
         self,
@@ -183,24 +194,71 @@ class Suspension:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        ticket = self._permit._ticket
-        tree = ticket.leaf.tree
-        if ticket.state is not AWAY:
-            return  # released meanwhile, or inherited by a forked child
+        tickets, left, refusal = self._tickets, self._timeout, None
+        deadline = None if left is None else monotonic() + left
         try:
-            what, governor = f"{self._permit.kind} permit", ticket.source.name
-            refusal = tree.wait(ticket, self._timeout, what, governor, resumes=True)
+            for ticket in tickets:
+                if ticket.state is not AWAY:
+                    continue  # released meanwhile, or inherited by a forked child
+                tree, what = ticket.leaf.tree, f"{ticket.leaf.kind} permit"
+                refusal = tree.wait(ticket, left, what, ticket.source.name, resumes=True)
+                if refusal is not None:
+                    break
+                left = None if deadline is None else max(0.0, deadline - monotonic())
         except BaseException:
-            tree.after.append(ticket)
-            tree.serve()
+            _give_back(tickets)
             raise
         if refusal is not None:
-            tree.after.append(ticket)
-            tree.serve()
+            _give_back([it for it in tickets if it.state is AWAY])
             try:
                 raise refusal
             finally:
                 del refusal  # else the error and this frame would keep each other
+
+
+def suspended(timeout: float | None = None) -> Suspension:
+    """Give back all places of this thread for the length of a block, so that others can run.
+
+    For code that has no permit at hand, such as a decorated tool, or a job of an executor::
+
+        @gov.tool
+        def research(question: str) -> str:
+            with governor.suspended():
+                return sub_agent.run(question)
+
+    It is as :meth:`ConcurrencyPermit.suspended` of every permit whose ``with`` block this thread is
+    inside of, of all governors. At the end of the block it takes them again, the oldest first. Where
+    there is none, it does nothing.
+
+    Args:
+        timeout: Seconds to wait for the places at the end of the block; None waits for ever.
+
+    Raises:
+        AcquireTimeout: at the end of the block, when not all came within ``timeout``. Those that did
+            not are no longer held.
+        DeadlockError: at the end of the block, when one can never come.
+    """
+
+    def inside() -> list[Ticket]:
+        held = [it for tree in trees() for it in tree.owned() if it.state is HELD]
+        found = [it for it in held if is_inside(it.frame, it.entry, _getframe())]
+        if len(found) < len(held):
+            warnings.warn(
+                "a permit that this thread has entered, but not by a with statement that it is inside of, "
+                "stays held: use permit.suspended()",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return found
+
+    return Suspension(inside, check_timeout(timeout))
+
+
+def _give_back(tickets: list[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.leaf.tree.after.append(ticket)
+    for ticket in tickets:
+        ticket.leaf.tree.serve()
 
 
 def wait_for(permit: ConcurrencyPermit, timeout: float | None) -> ConcurrencyPermit:

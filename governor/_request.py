@@ -128,7 +128,8 @@ class _Delivery:
                 if not future.cancelled():  # or else that is up to whoever cancels it
                     future._tell_again()
             elif ticket.state is HELD:
-                ticket.waited = monotonic() - self.began
+                ticket.since = monotonic()
+                ticket.waited = ticket.since - self.began
                 future.set_result(permit)
             elif ticket.state is WAITING:  # turned out of the line, which is closed
                 future.set_exception(SemaphoreClosed(f"{permit.kind} permit", self.name))
@@ -168,6 +169,7 @@ def request(leaf: Node, source: Any) -> Future[ConcurrencyPermit]:
     try:
         future._permit = permit
         ticket.gate = delivery
+        ticket.waiter = None
         error = tree.error(tree.stand(ticket), ticket, None, f"{permit.kind} permit", source.name)
         if error is not None:
             future._permit = None

@@ -29,24 +29,33 @@ heap operation a layer, however many agents there are.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import weakref
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from threading import TIMEOUT_MAX, Lock, RLock
+from threading import TIMEOUT_MAX, Lock, RLock, get_ident
 from time import monotonic
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
+from governor._deadlock import find_circle, is_inside
 from governor._errors import (
     AcquireTimeout,
     ConcurrencyError,
     ConcurrencyLimitExceeded,
+    DeadlockError,
     LayerUse,
     SemaphoreClosed,
+    ThreadWait,
 )
 
-__all__ = ["AWAY", "HELD", "OUT", "UNLIMITED", "WAITING", "Node", "Ticket", "Tree", "is_closed", "path"]
+__all__ = [
+    "AWAY", "HELD", "OUT", "UNLIMITED", "WAITING", "Node", "PermitHolder", "Ticket", "Tree", "is_closed",
+    "path", "trees",
+]  # fmt: skip
 
 _new = object.__new__
 _Latch = type(Lock())
@@ -77,19 +86,29 @@ class Ticket:
 
     ``number`` is its age, drawn under the lock, and so its place in line for ever. ``state`` says
     which books it is in: OUT (none), WAITING (``line``), HELD (``held``) or AWAY (``away``, and
-    ``line`` while it waits to come back). ``owner`` is the thread that entered the permit, and
-    ``source`` whoever asked for it, kept alive as long as the ticket is in the books.
+    ``line`` while it waits to come back). ``owner`` is the thread that entered the permit, at
+    ``entry``; ``source`` is whoever asked for it, kept alive as long as the ticket is in the books.
+    ``waiter`` is the thread that waits with no timeout. ``refusal`` is why one was turned out of the
+    line, and ``since`` the time when the place was taken.
     """
 
-    __slots__ = ("gate", "leaf", "number", "owner", "source", "state", "waited")
+    __slots__ = (
+        "entry", "frame", "gate", "leaf", "number", "owner", "refusal", "since", "source", "state",
+        "waited", "waiter",
+    )  # fmt: skip
 
+    entry: int
+    frame: int
     gate: Gate
     leaf: Node
     number: int
     owner: int | None
+    refusal: _Refusal
+    since: float
     source: Any
     state: str
     waited: float
+    waiter: int | None
 
 
 class Node:
@@ -139,11 +158,33 @@ def is_closed(leaf: Node) -> bool:
 class _Refusal(NamedTuple):
     """What an error is made of when the lock is free, counting who stands ahead included."""
 
-    error: type[AcquireTimeout | ConcurrencyLimitExceeded | SemaphoreClosed]
+    error: type[AcquireTimeout | ConcurrencyLimitExceeded | DeadlockError | SemaphoreClosed]
     uses: tuple[LayerUse, ...] = ()
     ahead: int = 0
     bound: int | None = None
     line: Sequence[Ticket] = ()
+    circle: Sequence[tuple[int, tuple[str, ...], str]] = ()
+
+
+class PermitHolder(NamedTuple):
+    """Who holds a permit.
+
+    Attributes:
+        kind: ``"stream"`` or ``"tool"``.
+        governor: The name of the governor or agent it is from, or None.
+        thread: The name of the thread that entered it, or None.
+        seconds: For how long it has been held, in seconds.
+    """
+
+    kind: str
+    governor: str | None
+    thread: str | None
+    seconds: float
+
+    def __str__(self) -> str:
+        who = f" by thread {self.thread!r}" if self.thread else ""
+        of = f" of {self.governor!r}" if self.governor else ""
+        return f"{self.kind}{of}{who} for {self.seconds:.1f} s"
 
 
 class Tree:
@@ -151,7 +192,7 @@ class Tree:
 
     __slots__ = (
         "__weakref__", "after", "away", "calm", "closed", "dirty", "drains", "drawn", "held", "line",
-        "lock",
+        "lock", "slow_wait",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -162,13 +203,14 @@ class Tree:
         self.drains: dict[int, tuple[Gate, tuple[Node, ...]]] = {}
         self.drawn = 0
         self.closed = False
+        self.slow_wait: float | None = None
         self.dirty: Node | None = None  # a layer under change: what is derived may be wrong
         self.calm = True  # open, and neither a line nor a drain nor dirt to look after
         # To be done when the lock is free: gates to open, tickets to give back that could not be
         # at once, layers that were changed. Whoever is interrupted with a ticket in hand appends it
         # first of all, in a straight line from the `except`, and then calls `serve`.
         self.after: deque[Gate | Ticket | Node] = deque()
-        _trees.add(self)
+        _trees.add(weakref.ref(self, _trees.discard))
 
     # ------------------------------------------------------------- for callers without the lock
 
@@ -183,6 +225,7 @@ class Tree:
         ticket.source = source
         ticket.state = OUT
         ticket.owner = None
+        ticket.since = monotonic()
         lock, freed = self.lock, False
         try:
             lock.acquire()
@@ -233,15 +276,42 @@ class Tree:
         began = monotonic()
         ticket.gate = gate = Lock()
         gate.acquire()
+        ticket.waiter = get_ident() if timeout is None else None
         refusal = self.stand(ticket, at_once=timeout == 0, resumes=resumes)
         if refusal is _PARKED:
-            _sleep(gate, timeout)
+            self._sleep(ticket, gate, timeout, what, governor)
             refusal = None
             if ticket.state is not HELD:
                 refusal = self.withdraw(ticket)
+        ticket.since = monotonic()
         if not resumes:
-            ticket.waited = monotonic() - began
+            ticket.waited = ticket.since - began
         return self.error(refusal, ticket, timeout, what, governor)
+
+    def _sleep(
+        self, ticket: Ticket, gate: Any, timeout: float | None, what: str, governor: str | None
+    ) -> None:
+        slow = self.slow_wait
+        if slow is not None and (timeout is None or timeout > slow):
+            if _opens(gate, slow):
+                return
+            self._report(ticket, slow, what, governor)
+            # Meanwhile a circle may have closed that was not seen, as this thread did not only wait.
+            self._settled(self._revise, ticket.leaf, ())
+            timeout = None if timeout is None else timeout - slow
+        _opens(gate, timeout)
+
+    def _report(self, ticket: Ticket, slow: float, what: str, governor: str | None) -> None:
+        import logging  # seldom needed
+
+        holders = "; ".join(map(str, self.holders(path(ticket.leaf)[-1]))) or "nobody"
+        logging.getLogger("governor").warning(
+            "%sstill waiting for a %s after %g s; held: %s",
+            f"governor {governor!r}: " if governor else "",
+            what,
+            slow,
+            holders,
+        )
 
     def stand(self, ticket: Ticket, *, at_once: bool = False, resumes: bool = False) -> Any:
         """Take, or stand in line until ``ticket.gate`` is opened. Returns what ``_park`` does."""
@@ -264,6 +334,10 @@ class Tree:
             return None
         if issubclass(refusal.error, SemaphoreClosed):
             return SemaphoreClosed(what, governor)
+        if issubclass(refusal.error, DeadlockError):
+            names = _thread_names()
+            circle = [ThreadWait(names.get(it, str(it)), holds, wants) for it, holds, wants in refusal.circle]
+            return DeadlockError(what, refusal.uses, tuple(circle), governor)
         ahead = refusal.ahead
         for other in refusal.line:
             ahead += other.number < ticket.number and other.leaf.kind == ticket.leaf.kind
@@ -322,12 +396,25 @@ class Tree:
             usage = [(_count(self.held, it), _count(self.line, it), it.limit) for it in nodes]
         return usage
 
-    def owned(self, nodes: tuple[Node, ...], thread: int) -> bool:
-        """Whether this thread has entered a permit of any of these layers."""
-        return any(
-            ticket.owner == thread and any(node in nodes for node in path(ticket.leaf))
-            for ticket in (*list(self.held.values()), *list(self.away.values()))
-        )
+    def owned(self) -> list[Ticket]:
+        """Return what this thread has entered, held or suspended, the oldest first."""
+        me = get_ident()
+        tickets = (*list(self.held.values()), *list(self.away.values()))
+        return sorted((it for it in tickets if it.owner == me), key=_age)
+
+    def holders(self, *nodes: Node) -> list[PermitHolder]:
+        """Return who holds any of these layers, the longest first."""
+        now, names = monotonic(), _thread_names()
+        tickets = [it for it in list(self.held.values()) if not set(nodes).isdisjoint(path(it.leaf))]
+        return [
+            PermitHolder(
+                it.leaf.kind,
+                getattr(it.source, "name", None),
+                None if it.owner is None else names.get(it.owner),
+                max(0.0, now - it.since),
+            )
+            for it in sorted(tickets, key=lambda it: it.since)
+        ]
 
     def drain(self, nodes: tuple[Node, ...], timeout: float | None) -> bool:
         """Wait until nobody holds, or has suspended, any of these layers."""
@@ -336,7 +423,7 @@ class Tree:
         key = id(gate)
         try:
             self._settled(self._watch, nodes[0], key, gate, nodes)
-            _sleep(gate, timeout)
+            _opens(gate, timeout)
             return self._settled(self._unused, nodes[0], nodes) is True
         finally:
             self.drains.pop(key, None)
@@ -463,10 +550,12 @@ class Tree:
             return None
         if at_once:
             return _Refusal(AcquireTimeout, _uses(leaf), _kind(leaf).waiting)
+        if newcomer and over_queued is not None:
+            waiting, bound = over_queued.waiting, over_queued.max_queued
+            return _Refusal(ConcurrencyLimitExceeded, _uses(leaf), waiting, bound)
+        if (circle := self._circle(ticket)) is not None:
+            return circle
         if newcomer:
-            if over_queued is not None:
-                waiting, bound = over_queued.waiting, over_queued.max_queued
-                return _Refusal(ConcurrencyLimitExceeded, _uses(leaf), waiting, bound)
             # Straight line.
             ticket.number = self.drawn = self.drawn + 1
             ticket.state = WAITING
@@ -481,9 +570,11 @@ class Tree:
         if ticket.state is HELD or ticket.state is OUT:
             return None
         line = list(self.line.values())
-        error = AcquireTimeout if ticket.number in self.line else SemaphoreClosed
+        refusal = _Refusal(AcquireTimeout, _uses(leaf), line=line)
+        if ticket.number not in self.line:
+            refusal = getattr(ticket, "refusal", _Refusal(SemaphoreClosed))
         self._give_back(leaf, ticket)
-        return _Refusal(error, _uses(leaf), line=line)
+        return refusal
 
     def _give_back(self, leaf: Node, ticket: Ticket) -> None:
         if (state := ticket.state) is OUT:
@@ -623,13 +714,47 @@ class Tree:
             below = above
         return below.offer == number
 
+    def _circle(self, ticket: Ticket) -> _Refusal | None:
+        """Refuse a wait without a timeout that closes a circle of such waits."""
+        me = ticket.waiter
+        if me is None or me not in [it.owner for it in self.held.values()]:
+            return None
+        waits = {it.waiter: it.leaf for it in self.line.values() if it.waiter is not None}
+        waits[me] = ticket.leaf
+        owned = [it for it in self.held.values() if it.owner in waits]
+        # To look at the stacks is slow, and seldom called for.
+        if _find_circle(me, waits, owned) is None:
+            return None
+        waits, owned = _proven(waits, owned)
+        circle = _find_circle(me, waits, owned)
+        if circle is None:
+            return None
+        holds = [tuple([_what(it.leaf) for it in owned if it.owner == thread]) for thread in circle]
+        wants = [_what(waits[thread]) for thread in circle]
+        return _Refusal(DeadlockError, _uses(ticket.leaf), circle=[*zip(circle, holds, wants, strict=True)])
+
+    def _break_circles(self) -> bool:
+        """Turn out of the line, the youngest first, whose wait closes a circle. Returns whether any did."""
+        owners = {it.owner for it in self.held.values()}
+        found = False
+        for ticket in sorted(self.line.values(), key=_age, reverse=True):
+            if ticket.waiter in owners and (refusal := self._circle(ticket)) is not None:
+                # Straight line.
+                ticket.refusal = refusal
+                del self.line[ticket.number]
+                self.after.append(ticket.gate)
+                found = True
+        return found
+
     def _open_drains(self) -> None:
         for gate, nodes in list(self.drains.values()):
             if self._unused(nodes[0], nodes):
                 self.after.append(gate)
 
     def _rebuild(self) -> None:
-        """Derive all from the truth, turn out of the line whom a closed layer refuses, hand on.
+        """Derive all from the truth, hand on, turn out of the line who waits in vain.
+
+        That is whom a closed layer refuses, and whose wait closes a circle.
 
         Can be interrupted and done again, as ``dirty`` is cleared last.
         """
@@ -659,6 +784,9 @@ class Tree:
             elif node.room > 0 and (offer := self._oldest(node)) is not None:
                 node.offer = offer
                 heappush(node.parent.heap, offer)
+        if self._break_circles():
+            self._rebuild()
+            return
         self._open_drains()
         self.dirty = None
         self.calm = not (self.line or self.drains or self.closed)
@@ -677,6 +805,51 @@ class Tree:
         self.dirty = None
         self.calm = not self.closed
         self.lock = RLock()
+
+
+def _age(ticket: Ticket) -> int:
+    return ticket.number
+
+
+def _proven(waits: dict[int, Node], owned: list[Ticket]) -> tuple[dict[int, Node], list[Ticket]]:
+    """Return which threads do nothing but wait, and what they are inside of, by their stacks."""
+    frames = sys._current_frames()
+    try:
+        waits = {it: leaf for it, leaf in waits.items() if _only_waits(frames.get(it))}
+        inside = [it for it in owned if it.owner and is_inside(it.frame, it.entry, frames.get(it.owner))]
+        return waits, inside
+    finally:
+        del frames  # this very frame is in it, and would keep itself, and those below it
+
+
+def _only_waits(frame: FrameType | None) -> bool:
+    """Whether a thread is in a wait, and not in a signal handler or finalizer amid it."""
+    while frame is not None and frame.f_code.co_filename == __file__:
+        if frame.f_code is Tree.wait.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _find_circle(me: int, waits: dict[int, Node], owned: list[Ticket]) -> list[int] | None:
+    owns: dict[int, dict[Node, int]] = {}
+    for ticket in owned:
+        if ticket.owner is not None:
+            own = owns.setdefault(ticket.owner, {})
+            for node in path(ticket.leaf):
+                own[node] = own.get(node, 0) + 1
+    paths = {thread: path(leaf) for thread, leaf in waits.items()}
+    limits = {node: node.limit for nodes in paths.values() for node in nodes}
+    return find_circle(me, paths, owns, limits)
+
+
+def _what(leaf: Node) -> str:
+    limited = len(leaf.above) > 1 and leaf.limit != UNLIMITED
+    return f"{leaf.kind} permit ({leaf.name})" if limited else f"{leaf.kind} permit"
+
+
+def _thread_names() -> dict[int | None, str]:
+    return {thread.ident: thread.name for thread in threading.enumerate()}
 
 
 def _change(_: Node, change: Callable[[], Any]) -> Any:
@@ -709,23 +882,28 @@ def _count(book: dict[int, Ticket], node: Node) -> int:
     return sum(node in path(ticket.leaf) for ticket in list(book.values()))
 
 
-def _sleep(gate: Any, timeout: float | None) -> None:
-    """Wait until the gate opens, or for ``timeout`` seconds."""
+def _opens(gate: Any, timeout: float | None) -> bool:
+    """Wait for up to ``timeout`` seconds. Returns whether the gate opened."""
     if timeout is None:
-        gate.acquire()
-        return
+        return bool(gate.acquire())
     deadline = monotonic() + timeout
     while not gate.acquire(True, min(timeout, TIMEOUT_MAX)):
         timeout = deadline - monotonic()
         if timeout <= 0:
-            return
+            return False
+    return True
 
 
-_trees: weakref.WeakSet[Tree] = weakref.WeakSet()
+_trees: set[weakref.ref[Tree]] = set()
+
+
+def trees() -> list[Tree]:
+    """Return the trees that there are in this process."""
+    return [tree for ref in list(_trees) if (tree := ref()) is not None]
 
 
 def _forget_all() -> None:
-    for tree in list(_trees):
+    for tree in trees():
         tree._forget()
 
 

@@ -7,7 +7,7 @@ import operator
 import os
 from typing import SupportsIndex
 
-__all__ = ["check_count", "check_name", "check_timeout", "count_from_env"]
+__all__ = ["check_count", "check_name", "check_timeout", "count_from_env", "seconds_from_env"]
 
 
 def check_count(argument: str, value: SupportsIndex, *, least: int = 0) -> int:
@@ -78,3 +78,18 @@ def count_from_env(variable: str) -> int | None:
         return int(digits)  # which refuses thousands of digits
     except ValueError:
         raise ValueError(f"environment variable {variable} must be an integer >= 0, not {text!r}") from None
+
+
+def seconds_from_env(variable: str) -> float | None:
+    """Read a number of seconds >= 0 from the environment; None where the variable is not set.
+
+    Raises:
+        ValueError: the variable is set to anything else.
+    """
+    text = os.environ.get(variable)
+    try:
+        return None if text is None else check_timeout(float(text))
+    except ValueError:
+        raise ValueError(
+            f"environment variable {variable} must be a number of seconds >= 0, not {text!r}"
+        ) from None

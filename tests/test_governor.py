@@ -410,8 +410,8 @@ def test_those_who_came_later_are_not_ahead(
         sleep(gate, None) if timeout is None else time_is_up.wait()
 
     ahead: list[int] = []
-    time_is_up, sleep = threading.Event(), _tree._sleep
-    monkeypatch.setattr(_tree, "_sleep", stopped_clock)
+    time_is_up, sleep = threading.Event(), _tree._opens
+    monkeypatch.setattr(_tree, "_opens", stopped_clock)
     with Crew() as crew, narrow.acquire_stream():
         line_up(crew, narrow, "tool", [], "ahead")
         line_up(crew, narrow, "stream", [], "of the other kind")

@@ -55,8 +55,8 @@ class Sleep:
 
 @pytest.fixture
 def sleep(monkeypatch: pytest.MonkeyPatch) -> Sleep:
-    sleep = Sleep(governor._tree._sleep)
-    monkeypatch.setattr(governor._tree, "_sleep", sleep)
+    sleep = Sleep(governor._tree._opens)
+    monkeypatch.setattr(governor._tree, "_opens", sleep)
     return sleep
 
 

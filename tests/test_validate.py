@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import pytest
 
-from governor._validate import check_count, check_name, check_timeout, count_from_env
+from governor._validate import check_count, check_name, check_timeout, count_from_env, seconds_from_env
 
 INF, NAN = float("inf"), float("nan")
 
@@ -100,3 +100,22 @@ def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch, text: str) -> 
     saying = "environment variable CREW_MAX_TOOLS must be an integer >= 0, not "
     with pytest.raises(ValueError, match=saying):
         count_from_env("CREW_MAX_TOOLS")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(None, None), ("30", 30.0), (" 0.5 ", 0.5), ("inf", None), ("0", 0.0)]
+)
+def test_seconds_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, seconds: float | None
+) -> None:
+    monkeypatch.delenv("CREW_SLOW_WAIT", raising=False)
+    if text is not None:
+        monkeypatch.setenv("CREW_SLOW_WAIT", text)
+    assert seconds_from_env("CREW_SLOW_WAIT") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "nan", "1 s"])
+def test_bad_seconds_are_named(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("CREW_SLOW_WAIT", text)
+    with pytest.raises(ValueError, match="CREW_SLOW_WAIT must be a number of seconds >= 0, not "):
+        seconds_from_env("CREW_SLOW_WAIT")

@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from threads import Crew, until
+
+from governor import ConcurrencyGovernor, ConcurrencyPermit
 
 pytest.importorskip("gevent")
 
@@ -79,3 +82,26 @@ def test_under_gevent(program: str) -> None:
         [sys.executable, "-c", START + program], capture_output=True, text=True, timeout=18, check=False
     )
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_greenlet_that_moved_on_owns_nothing_of_its_thread() -> None:
+    from greenlet import getcurrent, greenlet
+
+    gov = ConcurrencyGovernor(1, 1, 2)
+    entered: list[ConcurrencyPermit] = []
+
+    def enter() -> None:
+        with gov.acquire_tool() as permit:
+            entered.append(permit)
+            getcurrent().parent.switch()
+
+    def wait() -> None:
+        other = greenlet(enter)
+        other.switch()
+        gov.acquire_tool().release()
+        other.switch()
+
+    with Crew() as crew:
+        crew.start(wait)
+        until(lambda: gov.stats().tools_waiting == 1, "the thread to wait")
+        entered[0].release()

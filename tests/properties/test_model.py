@@ -339,14 +339,14 @@ class ByThread:
         self.crew = Crew()
         self.gates: dict[int | None, Any] = {}
         self.patch = pytest.MonkeyPatch()
-        asleep = governor._tree._sleep
+        asleep = governor._tree._opens
 
         def sleep(gate: Any, timeout: float | None) -> None:
             self.gates[threading.get_ident()] = gate  # to open it without a grant is to end the time
             asleep(gate, timeout)
             del self.gates[threading.get_ident()]
 
-        self.patch.setattr(governor._tree, "_sleep", sleep)
+        self.patch.setattr(governor._tree, "_opens", sleep)
 
     def settle(self, same: Callable[[], bool]) -> None:
         try:

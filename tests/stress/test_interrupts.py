@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 from threads import Crew, until
 
+import governor
 from governor import (
     AcquireTimeout,
     ConcurrencyGovernor,
     ConcurrencyLimitExceeded,
     ConcurrencyPermit,
+    DeadlockError,
     Layer,
     SemaphoreClosed,
     _governor,
@@ -57,7 +59,7 @@ class Stage:
         self.layers: list[Layer] = []
         self.permits: list[ConcurrencyPermit] = []
         self.waiters = 0
-        self.through: list[ConcurrencyPermit | Layer | SemaphoreClosed] = []
+        self.through: list[object] = []
         self.meanwhile: Act | None = None  # happens just before this thread would wait
         self._crew = Crew()
         self._curtain = threading.Event()
@@ -88,7 +90,7 @@ class Stage:
     def _wait(self, take: Callable[[], Any]) -> None:
         try:
             got = take()
-        except SemaphoreClosed as error:
+        except (SemaphoreClosed, DeadlockError) as error:
             self.through.append(error)
         else:
             self.through.append(got)
@@ -439,6 +441,39 @@ def a_resumption_that_times_out(stage: Stage) -> Act:
             pass
 
     return act
+
+
+@scenario()
+def a_suspension_of_all(stage: Stage) -> Act:
+    def act() -> None:
+        with stage.gov.acquire_tool() as tool, stage.gov.acquire_stream() as stream, governor.suspended():
+            assert (tool.held, stream.held) == (False, False)
+
+    return act
+
+
+@scenario(tools=1)
+def a_wait_that_closes_a_circle(stage: Stage) -> Act:
+    def act() -> None:
+        with stage.gov.acquire_tool() as permit:
+            try:
+                stage.gov.acquire_tool()
+            except DeadlockError:
+                assert permit.held
+
+    return act
+
+
+@scenario(tools=3)
+def a_resize_that_closes_a_circle(stage: Stage) -> Act:
+    def take() -> object:
+        with stage.gov.acquire_tool() as first:
+            stage.permits.append(first)
+            return stage.gov.acquire_tool()
+
+    stage.hold(2)
+    stage.line_up(1, take)
+    return lambda: stage.gov.resize(max_tools=1)
 
 
 @scenario(tools=1)
