@@ -28,7 +28,7 @@ class Cancelled(BaseException):
 
 
 class Sleep:
-    """In the place of the tree's `_sleep`, the one place where a waiter sleeps.
+    """In the place of the tree's `_opens`, the one place where a waiter sleeps.
 
     What `instead` maps a thread to is called when it falls asleep, in its place. `run_out` makes
     the time of a sleeper run out.
@@ -221,15 +221,16 @@ def test_a_waiter_cancelled_just_as_it_is_granted_passes_the_permit_on(sleep: Sl
 def test_a_waiter_cancelled_in_the_line_leaves_no_ghost(sleep: Sleep) -> None:
     """failsafe #400: the waiter that had given up stayed in the queue, and got the next permit."""
     gov = ConcurrencyGovernor(1, 1, 1)
-    with gov.acquire_tool():
+    held = gov.acquire_tool()
 
-        def be_cancelled() -> None:
-            raise Cancelled
+    def be_cancelled() -> None:
+        raise Cancelled
 
-        sleep.instead[get_ident()] = be_cancelled
-        with pytest.raises(Cancelled):
-            gov.acquire_stream()
-        assert waiting(gov) == 0
+    sleep.instead[get_ident()] = be_cancelled
+    with pytest.raises(Cancelled):
+        gov.acquire_stream()
+    assert waiting(gov) == 0
+    held.release()
     with gov.acquire_stream(timeout=0):
         pass
     assert_all_is_back(gov)
@@ -272,15 +273,16 @@ def test_a_waiter_that_fails_at_the_global_layer_keeps_no_slot_of_its_own(sleep:
         assert in_use(gov) == (1, 0, 1)
         raise Cancelled
 
-    with gov.acquire_stream():
-        for _ in range(10):
-            with pytest.raises(AcquireTimeout):
-                gov.acquire_tool(timeout=1e-4)
-            sleep.instead[get_ident()] = be_cancelled
-            with pytest.raises(Cancelled):
-                gov.acquire_tool()
-            assert gov.try_acquire_tool() is None
-        assert gov.stats().tools_available == 5
+    held = gov.acquire_stream()
+    for _ in range(10):
+        with pytest.raises(AcquireTimeout):
+            gov.acquire_tool(timeout=1e-4)
+        sleep.instead[get_ident()] = be_cancelled
+        with pytest.raises(Cancelled):
+            gov.acquire_tool()
+        assert gov.try_acquire_tool() is None
+    assert gov.stats().tools_available == 5
+    held.release()
     assert_all_is_back(gov)
 
 

@@ -194,6 +194,7 @@ class Hand:
     def stand_in_line(self, how: Any) -> None:
         ticket = self.permit._ticket
         ticket.gate = Gate(self)
+        ticket.waiter = None
         refusal = ticket.leaf.tree.stand(ticket, at_once=how == 0, resumes=ticket.state == "suspended")
         if isinstance(refusal, tuple):
             self.over(refusal.error)
