@@ -71,8 +71,7 @@ class GovernedExecutor(Executor):
         """
         if not isinstance(executor, Executor):
             raise TypeError(f"executor must be a concurrent.futures.Executor, not {executor!r}")
-        if kind not in ("tool", "stream"):
-            raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
+        governor._leaf(kind)  # which refuses what is no kind
         self._timeout = check_timeout(acquire_timeout, "acquire_timeout")
         self._kind: Kind = kind
         self._executor = executor

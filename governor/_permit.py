@@ -137,7 +137,7 @@ class ConcurrencyPermit:
     def _pass_to(self, heir: ConcurrencyPermit) -> None:
         """Let another permit be the one for this operation; no thread owns that yet."""
         ticket = self._ticket
-        rest = object.__new__(Ticket)
+        rest = Ticket()
         rest.leaf, rest.source, rest.state, rest.owner = ticket.leaf, ticket.source, OUT, None
         # Straight line.
         heir._ticket = ticket

@@ -344,9 +344,9 @@ class Tree:
         bound = timeout if refusal.error is AcquireTimeout else refusal.bound
         return refusal.error(what, bound, refusal.uses, ahead, governor)
 
-    def suspend(self, ticket: Ticket) -> bool:
+    def suspend(self, ticket: Ticket) -> None:
         """Give back what a held ticket took, but keep its number for its return."""
-        return self._settled(self._suspend, ticket.leaf, ticket) is True
+        self._settled(self._suspend, ticket.leaf, ticket)
 
     def give_back(self, leaf: Node, ticket: Ticket) -> None:
         """Take a ticket out of the books, wherever it is. The common case is as for ``quick``."""
@@ -597,16 +597,15 @@ class Tree:
         if self.drains:
             self._open_drains()
 
-    def _suspend(self, leaf: Node, ticket: Ticket) -> bool:
+    def _suspend(self, leaf: Node, ticket: Ticket) -> None:
         if ticket.state is not HELD:
-            return False
+            return
         number = ticket.number
         # Straight line.
         ticket.state = AWAY
         self.away[number] = ticket
         del self.held[number]
         self._vacate(leaf)
-        return True
 
     def _revise(self, leaf: Node, changes: tuple[tuple[Node, int | None], ...]) -> None:
         for node, limit in changes:
