@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +20,12 @@ def nothing_outlives_its_test() -> Iterator[None]:
     with no_stray_threads(patience=5):
         yield
         gc.collect()
+
+
+@pytest.fixture(params=[None, 1e-6], ids=["", "frantic"])
+def switching(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let threads change places as usual, and then all the time."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(request.param or usual)
+    yield
+    sys.setswitchinterval(usual)

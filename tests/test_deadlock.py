@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from threads import PATIENCE, Crew, until
+from threads import PATIENCE, Crew, is_idle, until
 
 import governor
 from governor import (
@@ -28,11 +28,6 @@ from governor._deadlock import find_circle
 @pytest.fixture
 def gov() -> ConcurrencyGovernor:
     return ConcurrencyGovernor(max_streams=1, max_tools=1, max_global=4)
-
-
-def is_idle(gov: ConcurrencyGovernor) -> bool:
-    stats = gov.stats()
-    return (stats.global_in_use, stats.streams_waiting, stats.tools_waiting) == (0, 0, 0)
 
 
 def waiting(gov: ConcurrencyGovernor) -> int:

@@ -6,7 +6,6 @@ interval and once with one so short that threads change places all the time.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,41 +14,13 @@ from random import Random
 from time import sleep
 
 import pytest
-from threads import Crew, until
+from threads import Crew, Gauge, until
 
 from governor import AcquireTimeout, ConcurrencyGovernor, ConcurrencyPermit, Layer
 
+pytestmark = pytest.mark.usefixtures("switching")
+
 THREADS = 64
-
-
-@pytest.fixture(autouse=True, params=[None, 1e-6], ids=["", "frantic"])
-def switching(request: pytest.FixtureRequest) -> Iterator[None]:
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(request.param or usual)
-    yield
-    sys.setswitchinterval(usual)
-
-
-class Gauge:
-    """Counts who is inside, knowing nothing of the governor."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.inside = self.peak = self.entries = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self.inside += 1
-            self.entries += 1
-            self.peak = max(self.peak, self.inside)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self.inside -= 1
-
-    def new_peak(self) -> None:
-        with self._lock:
-            self.peak = self.inside
 
 
 class Office:

@@ -13,7 +13,9 @@ from typing import Self
 
 import pytest
 
-__all__ = ["Crew", "no_stray_threads", "until"]
+from governor import ConcurrencyGovernor
+
+__all__ = ["Crew", "Gauge", "is_idle", "no_stray_threads", "until"]
 
 # A ceiling, never a measurement. Low enough that a test that spends all of it, and its teardown a
 # part, is still reported before pytest-timeout ends the whole run.
@@ -98,6 +100,34 @@ def until(condition: Callable[[], object], what: str, *, patience: float = PATIE
         if monotonic() > deadline:
             pytest.fail(f"waited {patience} s for {what}\n{stacks()}")
         sleep(0.001)
+
+
+def is_idle(gov: ConcurrencyGovernor) -> bool:
+    """Whether nobody holds anything of a governor, or waits for it."""
+    stats = gov.stats()
+    return (stats.global_in_use, stats.streams_waiting, stats.tools_waiting) == (0, 0, 0)
+
+
+class Gauge:
+    """Counts who is inside, knowing nothing of the governor."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.inside = self.peak = self.entries = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.inside += 1
+            self.entries += 1
+            self.peak = max(self.peak, self.inside)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.inside -= 1
+
+    def new_peak(self) -> None:
+        with self._lock:
+            self.peak = self.inside
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from governor import ConcurrencyError, ConcurrencyPermit
 
-__all__ = ["Injector", "Interrupted", "every_point", "interrupt"]
+__all__ = ["Gate", "Injector", "Interrupted", "every_point", "interrupt"]
 
 Act = Callable[[], object]
 Point = tuple[CodeType, int]
@@ -237,3 +237,20 @@ def past(point: Point, trail: list[Point], n: int) -> int:
         later = [it + 1 for it in later if trail[it] == point]
     # A function's first instruction is not listed, but looks for signals; nor is what comes in the end.
     return max(later[0], n + 1) if later else len(trail) if not same else n + 1
+
+
+class Gate:
+    """A lock before which, where it would wait, something happens elsewhere."""
+
+    def __init__(self, meanwhile: Act) -> None:
+        self._lock = threading.Lock()
+        self._meanwhile: Act | None = meanwhile
+
+    def acquire(self, *args: Any) -> bool:
+        if self._lock.locked() and self._meanwhile is not None:
+            meanwhile, self._meanwhile = self._meanwhile, None
+            meanwhile()
+        return self._lock.acquire(*args)
+
+    def release(self) -> None:
+        self._lock.release()

@@ -7,10 +7,8 @@ Then the storms: timers, real signals, and other threads in the way.
 
 from __future__ import annotations
 
-import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,11 +30,14 @@ from governor import (
 
 pytest.importorskip("ctypes", reason="signals are set just before an instruction by way of ctypes")
 
-from stress import injector as machine
-from stress.injector import Injector, Interrupted, every_point
+from stress.injector import Gate, Injector, every_point, interrupt
 
 # Permits that an interrupt leaves to their finalizer are a part of the promise.
-pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.timeout(60)]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.timeout(60),
+    pytest.mark.usefixtures("finalizers_may_be_interrupted"),
+]
 
 Act = Callable[[], object]
 
@@ -577,55 +578,12 @@ def a_layer_that_others_wait_for(stage: Stage) -> Act:
 # ----------------------------------------------------------------------- at each and every point
 
 
-@pytest.fixture(scope="module")
-def injector() -> Iterator[Injector]:
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        pytest.skip("without the global lock other threads move on between two instructions: see the storms")
-    try:
-        backend = machine.Monitoring() if hasattr(sys, "monitoring") else machine.Tracing()
-        with backend:
-            yield backend
-    except AttributeError as error:
-        pytest.skip(f"this build does not let signals be injected: {error}")
-
-
-@pytest.fixture(autouse=True)
-def finalizers_may_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let interrupts pass that hit a finalizer, which can raise nothing. Nothing else may."""
-    other: list[str] = []
-
-    def note(unraisable: Any) -> None:
-        if unraisable.exc_type is not Interrupted:
-            other.append("".join(traceback.format_exception(unraisable.exc_value)))
-
-    monkeypatch.setattr(sys, "unraisablehook", note)
-    yield
-    assert not other, other[0]
-
-
-class Gate:
-    """A lock before which, where it would wait, something happens elsewhere."""
-
-    def __init__(self, meanwhile: Act) -> None:
-        self._lock = threading.Lock()
-        self._meanwhile: Act | None = meanwhile
-
-    def acquire(self, *args: Any) -> bool:
-        if self._lock.locked() and self._meanwhile is not None:
-            meanwhile, self._meanwhile = self._meanwhile, None
-            meanwhile()
-        return self._lock.acquire(*args)
-
-    def release(self) -> None:
-        self._lock.release()
-
-
 def perform(
     injector: Injector, build: Any, *plan: int, handler: Callable[[Stage], Act] | None = None
 ) -> tuple[Stage, BaseException | None]:
     """Play a scenario to its end, with signals that arrive according to plan."""
     stage, act = build()
-    strike = machine.interrupt if handler is None else handler(stage)
+    strike = interrupt if handler is None else handler(stage)
 
     def happens() -> None:
         injector.rest()

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from threads import PATIENCE, Crew, until
+from threads import PATIENCE, Crew, Gauge, is_idle, until
 
 import governor
 from governor import AcquireTimeout, ConcurrencyGovernor, GovernedExecutor, _tree
@@ -29,34 +27,14 @@ from governor.integrations.asyncio import permit as permit_for
 
 pytest.importorskip("ctypes", reason="signals are set just before an instruction by way of ctypes")
 
-from stress import injector as machine
-from stress.injector import Injector, Interrupted, every_point
+from stress.injector import Gate, Injector, Interrupted, every_point
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("finalizers_may_be_interrupted")]
 
 # Permits that an interrupt leaves to their finalizer are a part of the promise.
 interrupted = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 Act = Callable[[], object]
-
-
-@pytest.fixture(autouse=True)
-def finalizers_may_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let interrupts pass that hit a finalizer, which can raise nothing. Nothing else may."""
-    other: list[str] = []
-
-    def note(unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, Interrupted):
-            other.append("".join(traceback.format_exception(unraisable.exc_value)))
-
-    monkeypatch.setattr(sys, "unraisablehook", note)
-    yield
-    assert not other, other[0]
-
-
-def is_idle(gov: ConcurrencyGovernor) -> bool:
-    stats = gov.stats()
-    return (stats.global_in_use, stats.streams_waiting, stats.tools_waiting) == (0, 0, 0)
 
 
 def assert_whole(gov: ConcurrencyGovernor) -> None:
@@ -348,35 +326,6 @@ def a_job_from_a_loop_that_is_cancelled(stage: Stage) -> Act:
     return lambda: first.cancel()
 
 
-@pytest.fixture(scope="module")
-def injector() -> Iterator[Injector]:
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        pytest.skip("without the global lock other threads move on between two instructions: see the storms")
-    try:
-        backend = machine.Monitoring() if hasattr(sys, "monitoring") else machine.Tracing()
-        with backend:
-            yield backend
-    except AttributeError as error:
-        pytest.skip(f"this build does not let signals be injected: {error}")
-
-
-class Gate:
-    """A lock before which, where it would wait, something happens elsewhere."""
-
-    def __init__(self, meanwhile: Act) -> None:
-        self._lock = threading.Lock()
-        self._meanwhile: Act | None = meanwhile
-
-    def acquire(self, *args: Any) -> bool:
-        if self._lock.locked() and self._meanwhile is not None:
-            meanwhile, self._meanwhile = self._meanwhile, None
-            meanwhile()
-        return self._lock.acquire(*args)
-
-    def release(self) -> None:
-        self._lock.release()
-
-
 def perform(injector: Injector, stage: Stage, act: Any, *plan: int, warming: bool = False) -> None:
     def happens() -> None:
         injector.rest()
@@ -560,29 +509,9 @@ def test_a_storm_over_grants_to_requests(storm: Storm, of: str) -> None:
 # ------------------------------------------------------------------------------- by the thousand
 
 
-@pytest.fixture(params=[None, 1e-6], ids=["", "frantic"])
-def switching(request: pytest.FixtureRequest) -> Iterator[None]:
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(request.param or usual)
-    yield
-    sys.setswitchinterval(usual)
-
-
-class Gauge:
-    """Counts who is inside, knowing nothing of the governor."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.inside = self.peak = self.entries = 0
-
-    def __call__(self, *_: object) -> None:
-        with self._lock:
-            self.inside += 1
-            self.entries += 1
-            self.peak = max(self.peak, self.inside)
+def use(gauge: Gauge, *_: object) -> None:
+    with gauge:
         time.sleep(0)  # let others in
-        with self._lock:
-            self.inside -= 1
 
 
 def test_ten_thousand_jobs_never_exceed_the_permits_nor_fill_the_memory() -> None:
@@ -596,7 +525,7 @@ def test_ten_thousand_jobs_never_exceed_the_permits_nor_fill_the_memory() -> Non
         for _ in range(10_000):
             argument = Argument()
             alive.add(argument)
-            pool.submit(gauge, argument)
+            pool.submit(use, gauge, argument)
             most_alive = max(most_alive, len(alive))
     assert gauge.entries == 10_000
     assert gauge.peak <= 5
@@ -613,11 +542,11 @@ def test_a_thousand_jobs_are_cancelled_at_random_while_others_end(of: str) -> No
 
     def submit() -> None:
         for _ in range(500):
-            jobs.append(pool.submit(gauge))
+            jobs.append(pool.submit(use, gauge))
 
     async def submit_from_a_loop() -> None:
         for _ in range(500):
-            jobs.append(pool.submit(gauge))
+            jobs.append(pool.submit(use, gauge))
             await asyncio.sleep(0)
 
     def cancel() -> None:

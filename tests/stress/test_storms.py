@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from threads import Crew, until
+from threads import Crew, is_idle, until
 
 from governor import AcquireTimeout, ConcurrencyGovernor
 
@@ -67,11 +67,6 @@ def storm() -> Iterator[Callable[[Callable[[], object]], None]]:
     yield rage
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, former)
-
-
-def is_idle(gov: ConcurrencyGovernor) -> bool:
-    stats = gov.stats()
-    return (stats.global_in_use, stats.streams_waiting, stats.tools_waiting) == (0, 0, 0)
 
 
 def is_whole(gov: ConcurrencyGovernor) -> None:
