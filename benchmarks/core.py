@@ -8,11 +8,11 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from benchmarks._measure import Row, crowd, interleaved, rows
 from governor import ConcurrencyGovernor
+from governor._tree import Holder, nothing
 
 
 def uncontended() -> list[Row]:
@@ -120,14 +120,15 @@ def _grant(agents: int, waiters: int, measured: int) -> float:
         if ticket.state != "held":
             raise AssertionError("the oldest was not served first")
         began = time.perf_counter()
-        tree.give_back(ticket.leaf, ticket)
+        tree.give_back(ticket)
         took.append(time.perf_counter() - began)
     return statistics.median(took)
 
 
 def _stand_in_line(gov: ConcurrencyGovernor) -> Any:
-    leaf, hold = gov._tools, SimpleNamespace()
-    leaf.tree.quick(leaf, hold, gov)
+    leaf = gov._tools
+    hold = Holder(leaf, gov)
+    hold.__del__ = nothing
     ticket = hold._ticket
     ticket.gate = threading.Lock()
     ticket.gate.acquire()

@@ -73,16 +73,16 @@ def is_inside(number: int, entry: int, frame: FrameType | None) -> bool:
     """Whether a thread is inside the ``with`` block that it entered in a certain frame.
 
     As long as the block is not left, its frame is on the stack of a thread, or that of a generator
-    that has moved on, and is alive. So the frame's id tells it from others. What was entered by a
-    mere call of ``__enter__``, as an ExitStack does, proves nothing.
+    that has moved on, and is alive. So the frame's hash, which is its address, tells it from others.
+    What was entered by a mere call of ``__enter__``, as an ExitStack does, proves nothing.
 
     Args:
-        number: The id of the frame.
+        number: The hash of the frame.
         entry: The instruction that the frame was at when it entered.
         frame: The thread's innermost frame.
     """
     while frame is not None:
-        if id(frame) == number:
+        if hash(frame) == number:
             return _is_with(frame.f_code, entry)
         frame = frame.f_back
     return False

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from governor._calls import governed_stream, governed_tool
-from governor._permit import ConcurrencyPermit, Kind, new_permit, try_acquire, wait_for
+from governor._permit import ConcurrencyPermit, Kind, try_acquire, wait_for
 from governor._request import request
-from governor._tree import UNLIMITED, Node, PermitHolder, is_closed, path
+from governor._tree import HELD, UNLIMITED, Node, PermitHolder, is_closed, path
 from governor._validate import check_count, check_name, check_timeout, count_from_env, seconds_from_env
 
 __all__ = ["ConcurrencyGovernor", "GovernorStats"]
@@ -212,15 +212,15 @@ class ConcurrencyGovernor:
         """
         if timeout is not None:
             timeout = check_timeout(timeout)
-        leaf, permit = self._streams, new_permit(ConcurrencyPermit)
-        return permit if leaf.tree.quick(leaf, permit, self) else wait_for(permit, timeout)
+        permit = ConcurrencyPermit(self._streams, self)
+        return permit if permit._ticket.state is HELD else wait_for(permit, timeout)
 
     def acquire_tool(self, timeout: float | None = None) -> ConcurrencyPermit:
         """Wait for a tool permit; as :meth:`acquire_stream`."""
         if timeout is not None:
             timeout = check_timeout(timeout)
-        leaf, permit = self._tools, new_permit(ConcurrencyPermit)
-        return permit if leaf.tree.quick(leaf, permit, self) else wait_for(permit, timeout)
+        permit = ConcurrencyPermit(self._tools, self)
+        return permit if permit._ticket.state is HELD else wait_for(permit, timeout)
 
     def acquire(self, kind: Kind, timeout: float | None = None) -> ConcurrencyPermit:
         """Wait for a permit of this kind, ``"stream"`` or ``"tool"``; as :meth:`acquire_stream`."""

@@ -8,16 +8,10 @@ from itertools import repeat, starmap
 from types import TracebackType
 
 from governor._errors import ConcurrencyLimitExceeded, SemaphoreClosed
-from governor._tree import Node, Ticket, is_closed
+from governor._tree import HELD, Holder, Node, Ticket, is_closed, nothing
 from governor._validate import check_count, check_name, check_timeout
 
 __all__ = ["Layer"]
-
-
-class _Hold:
-    __slots__ = ("_ticket",)
-
-    _ticket: Ticket
 
 
 class Layer(threading.BoundedSemaphore):
@@ -73,9 +67,11 @@ class Layer(threading.BoundedSemaphore):
             raise ValueError("can't specify timeout for non-blocking acquire")
         timeout = check_timeout(timeout)
         node = self._node
-        tree, hold, refusal = node.tree, _Hold(), None
-        taken = tree.quick(node, hold, None)
+        tree, hold, refusal = node.tree, Holder(node, None), None
+        # Straight line to the `try`: from here on this layer answers for the ticket.
         ticket = hold._ticket
+        hold.__del__ = nothing
+        taken = ticket.state is HELD
         try:
             taken = taken or tree.take(node, ticket)
             if not taken and blocking:
@@ -114,7 +110,7 @@ class Layer(threading.BoundedSemaphore):
             # One C call: no interrupt finds a ticket on its way from one list to the other.
             tickets.extend(starmap(self._tickets.pop, repeat((), n)))
             for ticket in tickets:
-                tree.give_back(self._node, ticket)
+                tree.give_back(ticket)
         except IndexError:
             self._tickets.extend(tickets)
             raise ValueError("Semaphore released too many times") from None

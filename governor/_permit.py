@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from sys import _getframe
 from threading import get_ident
 from time import monotonic
@@ -11,15 +12,15 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 from governor._deadlock import is_inside
-from governor._tree import AWAY, HELD, OUT, Node, Ticket, trees
+from governor._tree import AWAY, HELD, OUT, Holder, Node, Ticket, nothing, trees
 from governor._validate import check_timeout
 
-__all__ = ["ConcurrencyPermit", "Kind", "new_permit", "suspended", "try_acquire", "wait_for"]
+__all__ = ["ConcurrencyPermit", "Kind", "suspended", "try_acquire", "wait_for"]
 
 Kind = Literal["stream", "tool"]
 
 
-class ConcurrencyPermit:
+class ConcurrencyPermit(Holder):
     """The right to run one operation; gives back all it took, exactly once.
 
     Comes from a governor's ``acquire_*`` and ``try_acquire_*``. Use it as a context manager::
@@ -33,12 +34,7 @@ class ConcurrencyPermit:
     The thread that enters the permit owns it; only that thread may suspend it.
     """
 
-    __slots__ = ("__weakref__", "_ticket")
-
-    _ticket: Ticket
-
-    def __new__(cls) -> Self:
-        raise TypeError("permits come from a governor: acquire_tool(), try_acquire_stream(), ...")
+    __slots__ = ("__weakref__",)
 
     @property
     def kind(self) -> Kind:
@@ -57,9 +53,7 @@ class ConcurrencyPermit:
 
     def release(self) -> None:
         """Give the place back. Does nothing if that has happened already. Any thread may call it."""
-        ticket = self._ticket
-        leaf = ticket.leaf
-        leaf.tree.give_back(leaf, ticket)
+        self._end()
 
     def suspended(self, timeout: float | None = None) -> Suspension:
         """Give the place back for the length of a block, so that others can run meanwhile.
@@ -94,7 +88,7 @@ class ConcurrencyPermit:
 
     def __enter__(self) -> Self:
         ticket, me, frame = self._ticket, get_ident(), _getframe(1)
-        number = id(frame)
+        number = hash(frame)  # its address, as `id` has it, without an audit event
         # Straight line, so that of two threads one is refused.
         if ticket.owner is None and ticket.state is HELD:
             ticket.frame = number
@@ -103,46 +97,20 @@ class ConcurrencyPermit:
             return self
         self._refuse("enter")
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        ticket = self._ticket
-        leaf = ticket.leaf
-        leaf.tree.give_back(leaf, ticket)
+    __exit__ = Holder._end
 
-    _warn = staticmethod(warnings.warn)  # at hand even when the module is being torn down
-
-    def __del__(self) -> None:
-        try:
-            ticket = self._ticket
-        except AttributeError:
-            return  # interrupted as it was made
-        if state := ticket.state:
-            tree = ticket.leaf.tree
-            try:
-                tree.after.append(ticket)
-                tree.serve(wait=False)
-            except BaseException:
-                tree.serve(wait=False)
-                raise
-            self._warn(
-                f"<{type(self).__name__} {self.kind} {state}> was dropped unreleased",
-                ResourceWarning,
-                source=self,
-            )
-
-    def _pass_to(self, heir: ConcurrencyPermit) -> None:
-        """Let another permit be the one for this operation; no thread owns that yet."""
-        ticket = self._ticket
-        rest = Ticket()
+    def _pass_on(self) -> ConcurrencyPermit:
+        """Let another permit be the one for this operation: no thread owns that, and it may be dropped."""
+        ticket, heir = self._ticket, object.__new__(ConcurrencyPermit)
+        rest, drop = Ticket(), partial(ticket, warns=False)
         rest.leaf, rest.source, rest.state, rest.owner = ticket.leaf, ticket.source, OUT, None
         # Straight line.
         heir._ticket = ticket
+        heir.__del__ = drop
         self._ticket = rest
+        self.__del__ = nothing
         ticket.owner = None
+        return heir
 
     def _release_after(self, _job: object) -> None:
         """Release, as the callback of a future."""
@@ -284,8 +252,8 @@ def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
 
     ``source`` lives as long as the permit is out.
     """
-    permit, tree = new_permit(ConcurrencyPermit), leaf.tree
-    if tree.quick(leaf, permit, source):
+    permit, tree = ConcurrencyPermit(leaf, source), leaf.tree
+    if permit._ticket.state is HELD:
         return permit
     try:
         return permit if tree.take(leaf, permit._ticket) else None
@@ -293,6 +261,3 @@ def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
         tree.after.append(permit._ticket)
         tree.serve()
         raise
-
-
-new_permit = object.__new__

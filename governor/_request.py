@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from governor._errors import SemaphoreClosed
-from governor._permit import ConcurrencyPermit, new_permit
+from governor._permit import ConcurrencyPermit
 from governor._tree import HELD, WAITING, Node
 
 __all__ = ["OwnedFuture", "Request", "request"]
@@ -159,13 +159,11 @@ _NO_ONE = _NoOne()
 
 def request(leaf: Node, source: Any) -> Future[ConcurrencyPermit]:
     """Return a future that stands in line for a permit for the path of ``leaf``."""
-    permit, tree = new_permit(ConcurrencyPermit), leaf.tree
-    future = Request()
-    delivery = _Delivery(future, permit, source.name)
-    if tree.quick(leaf, permit, source):
+    permit, future, tree = ConcurrencyPermit(leaf, source), Request(), leaf.tree
+    delivery, ticket = _Delivery(future, permit, source.name), permit._ticket
+    if ticket.state is HELD:
         delivery.deliver(None)
         return future
-    ticket = permit._ticket
     try:
         future._permit = permit
         ticket.gate = delivery

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import GeneratorType, TracebackType
 from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar
 
-from governor._permit import ConcurrencyPermit, new_permit
+from governor._permit import ConcurrencyPermit
 
 __all__ = ["GovernedStream", "is_stream"]
 
@@ -24,16 +24,6 @@ def is_stream(result: object) -> bool:
 
 def _method(stream: object, name: str) -> Any:
     return getattr(type(stream), name, None)
-
-
-class StreamPermit(ConcurrencyPermit):
-    """A permit that a stream keeps."""
-
-    __slots__ = ()
-
-    @staticmethod
-    def _warn(*_: object, **__: object) -> None:
-        """Say nothing: to drop a stream is to end it."""
 
 
 class GovernedStream(Generic[T]):
@@ -56,8 +46,7 @@ class GovernedStream(Generic[T]):
 
     def __init__(self, stream: Any, permit: ConcurrencyPermit) -> None:
         # Whoever consumes the stream ends the operation: the thread that began it no longer owns it.
-        self._governor_permit = new_permit(StreamPermit)
-        permit._pass_to(self._governor_permit)
+        self._governor_permit = permit._pass_on()
         self._governor_stream = stream
         self._governor_iterator = None if _method(stream, "__next__") is None else stream
         self._governor_closed = False

@@ -31,6 +31,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 import weakref
 from _thread import start_new_thread
 from collections import deque
@@ -38,7 +39,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from threading import TIMEOUT_MAX, Lock, RLock, get_ident
 from time import monotonic
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from governor._deadlock import find_circle, is_inside
@@ -53,11 +54,11 @@ from governor._errors import (
 )
 
 __all__ = [
-    "AWAY", "HELD", "OUT", "UNLIMITED", "WAITING", "Node", "PermitHolder", "Ticket", "Tree", "is_closed",
-    "path", "trees",
+    "AWAY", "HELD", "OUT", "UNLIMITED", "WAITING", "Holder", "Node", "PermitHolder", "Ticket", "Tree",
+    "is_closed", "nothing", "path", "trees",
 ]  # fmt: skip
 
-_new = object.__new__
+nothing = bool  # the cheapest to call, to no effect
 _Latch = type(Lock())
 _loaded: bool | None = True  # None when the interpreter ends and has taken this module apart
 
@@ -73,12 +74,6 @@ class Gate(Protocol):
     """What a waiter is woken by: a taken lock, or whatever delivers a grant in its place."""
 
     def release(self) -> object: ...
-
-
-class Holder(Protocol):
-    """Who answers for a ticket: a permit."""
-
-    _ticket: Ticket
 
 
 class Ticket:
@@ -109,6 +104,120 @@ class Ticket:
     state: str
     waited: float
     waiter: int | None
+
+    _warn = staticmethod(warnings.warn)  # at hand even when the module is being torn down
+
+    def __call__(self, *, warns: bool = True) -> None:
+        """End what was dropped unreleased: the finalizer of whoever answers for it."""
+        if state := self.state:
+            tree = self.leaf.tree
+            try:
+                tree.after.append(self)
+                tree.serve(wait=False)
+            except BaseException:
+                tree.serve(wait=False)
+                raise
+            if warns and self.leaf.kind:
+                self._warn(
+                    f"<ConcurrencyPermit {self.leaf.kind} {state}> was dropped unreleased",
+                    ResourceWarning,
+                    source=self,
+                )
+
+
+class Holder:
+    """Who answers for a ticket: a permit.
+
+    ``__del__``, here an attribute of each, is what a collected one calls: its ticket, or something
+    that does nothing once that is given back. That costs less than a finalizer that must look.
+    """
+
+    __slots__ = ("__del__", "_ticket")
+
+    __del__: Callable[[], object]
+    _ticket: Ticket
+
+    def __init__(self, leaf: Node, source: Any) -> None:
+        """Draw a newcomer's ticket, and admit it in the common case.
+
+        The common case is a path of two or three layers with room in all, and nobody in line. One that
+        is not admitted is for ``take`` or ``wait``. Written out for speed.
+        """
+        self._ticket = self.__del__ = ticket = Ticket()
+        ticket.leaf = leaf
+        ticket.source = source
+        ticket.state = OUT
+        ticket.owner = None
+        ticket.since = monotonic()
+        tree = leaf.tree
+        lock, freed = tree.lock, False
+        try:
+            lock.acquire()
+            # Straight line.
+            root = leaf.over
+            if tree.calm and root is not None and leaf.room > 0 and root.room > 0:
+                middle = leaf.middle
+                if middle is None or (middle.room > 0 and not middle.closed):
+                    ticket.number = tree.drawn = number = tree.drawn + 1
+                    tree.held[number] = ticket
+                    ticket.state = HELD
+                    leaf.room -= 1
+                    root.room -= 1
+                    if middle is not None:
+                        middle.room -= 1
+            freed = True
+            lock.release()
+        except BaseException:
+            if not freed:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass  # interrupted before it was taken
+            tree.after.append(ticket)
+            tree.serve()
+            raise
+        if tree.after:
+            tree.serve()
+
+    def _end(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """Take the ticket out of the books, wherever it is. The common case is as in ``__init__``."""
+        ticket = self._ticket
+        leaf = ticket.leaf
+        tree = leaf.tree
+        lock, freed = tree.lock, False
+        try:
+            lock.acquire()
+            # Straight line.
+            root = leaf.over
+            if tree.calm and ticket.state is HELD and root is not None:
+                ticket.state = OUT
+                del tree.held[ticket.number]
+                leaf.room += 1
+                root.room += 1
+                middle = leaf.middle
+                if middle is not None:
+                    middle.room += 1
+            freed = True
+            lock.release()
+            if ticket.state:
+                tree.give_back(ticket)
+        except BaseException:
+            if not freed:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass  # interrupted before it was taken
+            tree.after.append(ticket)
+            tree.serve()
+            raise
+        self.__del__ = nothing
+        if tree.after:
+            tree.serve()
 
 
 class Node:
@@ -214,48 +323,6 @@ class Tree:
 
     # ------------------------------------------------------------- for callers without the lock
 
-    def quick(self, leaf: Node, permit: Holder, source: Any) -> bool:
-        """Give a newcomer's permit its ticket, and admit it in the common case.
-
-        The common case is a path of two or three layers with room in all, and nobody in line.
-        False says only that ``take`` or ``wait`` must tell. Written out for speed.
-        """
-        permit._ticket = ticket = _new(Ticket)
-        ticket.leaf = leaf
-        ticket.source = source
-        ticket.state = OUT
-        ticket.owner = None
-        ticket.since = monotonic()
-        lock, freed = self.lock, False
-        try:
-            lock.acquire()
-            # Straight line.
-            root = leaf.over
-            if self.calm and root is not None and leaf.room > 0 and root.room > 0:
-                middle = leaf.middle
-                if middle is None or (middle.room > 0 and not middle.closed):
-                    ticket.number = self.drawn = number = self.drawn + 1
-                    self.held[number] = ticket
-                    ticket.state = HELD
-                    leaf.room -= 1
-                    root.room -= 1
-                    if middle is not None:
-                        middle.room -= 1
-            freed = True
-            lock.release()
-        except BaseException:
-            if not freed:
-                try:
-                    lock.release()
-                except RuntimeError:
-                    pass  # interrupted before it was taken
-            self.after.append(ticket)
-            self.serve()
-            raise
-        if self.after:
-            self.serve()
-        return ticket.state is HELD
-
     def take(self, leaf: Node, ticket: Ticket) -> bool:
         """Admit a newcomer if its whole path has room."""
         return self._settled(self._take, leaf, ticket) is True
@@ -348,36 +415,10 @@ class Tree:
         """Give back what a held ticket took, but keep its number for its return."""
         self._settled(self._suspend, ticket.leaf, ticket)
 
-    def give_back(self, leaf: Node, ticket: Ticket) -> None:
-        """Take a ticket out of the books, wherever it is. The common case is as for ``quick``."""
-        lock, freed = self.lock, False
-        try:
-            lock.acquire()
-            # Straight line.
-            root = leaf.over
-            if self.calm and ticket.state is HELD and root is not None:
-                ticket.state = OUT
-                del self.held[ticket.number]
-                leaf.room += 1
-                root.room += 1
-                middle = leaf.middle
-                if middle is not None:
-                    middle.room += 1
-            freed = True
-            lock.release()
-            if ticket.state and self._settled(self._give_back, leaf, ticket) is _BUSY:
-                self.after.append(ticket)
-        except BaseException:
-            if not freed:
-                try:
-                    lock.release()
-                except RuntimeError:
-                    pass  # interrupted before it was taken
+    def give_back(self, ticket: Ticket) -> None:
+        """Take a ticket out of the books, wherever it is."""
+        if self._settled(self._give_back, ticket.leaf, ticket) is _BUSY:
             self.after.append(ticket)
-            self.serve()
-            raise
-        if self.after:
-            self.serve()
 
     def revise(self, *changes: tuple[Node, int | None]) -> None:
         """Hold layers to other limits, or close those without one, all at one moment.

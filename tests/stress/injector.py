@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, FunctionType, SimpleNamespace
 from typing import Any, Self
 
-from governor import ConcurrencyError, ConcurrencyPermit
+from governor import ConcurrencyError
+from governor._tree import Ticket
 
 __all__ = ["Gate", "Injector", "Interrupted", "every_point", "interrupt"]
 
@@ -79,7 +80,7 @@ class Injector:
 
     def handle(self, frame: FrameType) -> None:
         """Be the signal handler, once counting has ended."""
-        finalizer = ConcurrencyPermit.__del__.__code__
+        finalizer = Ticket.__call__.__code__
         self.missed |= frame.f_code is finalizer and frame.f_lineno == finalizer.co_firstlineno
         while frame.f_code not in self.codes and frame.f_back is not None:
             frame = frame.f_back  # out of what is not counted
