@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks._measure import Row, crowd, interleaved, rows
-from governor import ConcurrencyGovernor
+from governor import ConcurrencyGovernor, GovernorEvent
 from governor._tree import Holder, nothing
 
 
@@ -19,6 +19,8 @@ def uncontended() -> list[Row]:
     """One thread, room for all."""
     gov = ConcurrencyGovernor(max_streams=4, max_tools=8, max_global=16)
     agent = gov.agent("agent", max_tools=4)
+    heard = ConcurrencyGovernor(max_streams=4, max_tools=8, max_global=16)
+    heard.subscribe(_listen)
     own, tools, everything = (threading.BoundedSemaphore(n) for n in (4, 8, 16))
 
     def two_nested(n: int) -> None:
@@ -29,6 +31,11 @@ def uncontended() -> list[Row]:
     def governor(n: int) -> None:
         for _ in range(n):
             with gov.acquire_tool():
+                pass
+
+    def listened_to(n: int) -> None:
+        for _ in range(n):
+            with heard.acquire_tool():
                 pass
 
     def three_nested(n: int) -> None:
@@ -43,7 +50,11 @@ def uncontended() -> list[Row]:
 
     found = interleaved(
         "uncontended, against two nested semaphores",
-        {"two nested BoundedSemaphores": two_nested, "governor": governor},
+        {
+            "two nested BoundedSemaphores": two_nested,
+            "governor": governor,
+            "a governor with a listener": listened_to,
+        },
         operations=20_000,
     )
     return found + interleaved(
@@ -51,6 +62,10 @@ def uncontended() -> list[Row]:
         {"three nested BoundedSemaphores": three_nested, "an agent under a governor": an_agent},
         operations=20_000,
     )
+
+
+def _listen(event: GovernorEvent) -> None:
+    pass
 
 
 def contended() -> list[Row]:

@@ -7,6 +7,7 @@ from governor._errors import (
     DeadlockError,
     SemaphoreClosed,
 )
+from governor._events import GovernorEvent
 from governor._executor import GovernedExecutor
 from governor._governor import ConcurrencyGovernor, GovernorStats
 from governor._layer import Layer
@@ -21,6 +22,7 @@ __all__ = [
     "ConcurrencyPermit",
     "DeadlockError",
     "GovernedExecutor",
+    "GovernorEvent",
     "GovernorStats",
     "Layer",
     "PermitHolder",

@@ -211,7 +211,7 @@ class GovernedExecutor(Executor):
             cancel_futures: Whether to cancel the jobs that have not begun.
         """
         self._shut = True
-        self._governor.close()
+        self._governor._close()  # of which nobody is told: nobody has asked for that branch
         self._executor.shutdown(wait=wait, cancel_futures=cancel_futures)
 
 

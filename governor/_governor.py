@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from governor._calls import governed_stream, governed_tool
+from governor._events import GovernorEvent, Listener
 from governor._permit import ConcurrencyPermit, Kind, try_acquire, wait_for
 from governor._request import request
 from governor._tree import HELD, UNLIMITED, Node, PermitHolder, is_closed, path
@@ -126,6 +128,7 @@ class ConcurrencyGovernor:
         self._made_with = limits
         self._agents: weakref.WeakValueDictionary[str, ConcurrencyGovernor]
         self._agents = weakref.WeakValueDictionary()
+        self._listeners: tuple[tuple[ConcurrencyGovernor, Listener], ...] = ()  # the root's
 
     @classmethod
     def with_defaults(cls) -> Self:
@@ -390,6 +393,69 @@ class ConcurrencyGovernor:
         object.__setattr__(stats, "_over", tuple(over))
         return stats
 
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` with a :class:`GovernorEvent` for what happens from now on, agents included.
+
+        It is called in the thread concerned, with no lock held: in the one that waits, acquires or
+        gives back; for a request, in the one that hands the permit over; for a permit that was
+        dropped, in a new one. It should be quick, as that thread waits for it. An exception that it
+        raises is logged by the logger ``governor``, and does no harm.
+
+        Every acquisition of which it is told is followed by one release. Of permits that were acquired
+        before anybody listened it hears nothing. While there are listeners each operation takes longer.
+
+        Returns:
+            What to call to listen no longer.
+
+        Raises:
+            TypeError: the listener is not callable.
+        """
+        if not callable(listener):
+            raise TypeError(f"listener must be callable, not {listener!r}")
+        root, tree = self._lineage()[-1], self._global.tree
+        entry = (self, listener)
+
+        def listen() -> None:
+            # Straight line.
+            root._listeners += (entry,)
+            tree.observed = True
+
+        def stop() -> None:
+            root._listeners = tuple(it for it in root._listeners if it is not entry)
+            tree.observed = bool(root._listeners)
+
+        tree.atomically(self._global, listen)
+        return lambda: tree.atomically(self._global, stop)
+
+    def _lineage(self) -> list[ConcurrencyGovernor]:
+        """This governor, the one it belongs to, and so on up to the root."""
+        line: list[ConcurrencyGovernor] = [self]
+        while (parent := line[-1]._parent) is not None:
+            line.append(parent)
+        return line
+
+    def _tell(
+        self,
+        event: str,
+        kind: str | None = None,
+        seconds: float | None = None,
+        reason: str | None = None,
+        limits: dict[str, int] | None = None,
+    ) -> None:
+        """Tell those who listen to this governor, or to one that it belongs to."""
+        line = self._lineage()
+        root = line[-1]._name
+        agent = None
+        if self._name is not None and self._name != root:
+            agent = self._name if root is None else self._name.removeprefix(f"{root}/")
+        what: Any = (event, root, agent, kind, seconds, reason, limits)
+        for whose, listener in line[-1]._listeners:
+            if whose in line:
+                try:
+                    listener(GovernorEvent(*what))
+                except Exception:
+                    logging.getLogger("governor").exception("%r failed to hear of %r", listener, what)
+
     def holders(self) -> list[PermitHolder]:
         """Return who holds a permit of this governor or of its agents, the longest first.
 
@@ -419,6 +485,7 @@ class ConcurrencyGovernor:
             ValueError: a limit is negative, or of a layer that this agent only shares.
         """
         changes: list[tuple[Node, int | None]] = []
+        limits: dict[str, int] = {}
         for argument, node, value in (
             ("max_global", self._global, max_global),
             ("max_streams", self._streams, max_streams),
@@ -432,8 +499,12 @@ class ConcurrencyGovernor:
                         "change it: resize the governor it belongs to"
                     )
                 changes.append((node, limit))
+                limits[argument] = limit
         if changes:
-            self._global.tree.revise(*changes)
+            tree = self._global.tree
+            tree.revise(*changes)
+            if tree.observed:
+                self._tell("resized", limits=limits)
 
     # ---------------------------------------------------------------------------------- the end
 
@@ -443,6 +514,12 @@ class ConcurrencyGovernor:
         Permits that are held stay valid; those suspended were admitted already and may resume.
         Closing twice does nothing.
         """
+        tells = self._global.tree.observed and not self.closed
+        self._close()
+        if tells:
+            self._tell("closed")
+
+    def _close(self) -> None:
         self._global.tree.revise(*((node, None) for node in self._own))
 
         def free_the_name() -> None:

@@ -175,6 +175,8 @@ class Suspension:
                 left = None if deadline is None else max(0.0, deadline - monotonic())
         except BaseException:
             _give_back(tickets)
+            for ticket in tickets:
+                ticket.leaf.tree.tell_rejected(ticket, None, "cancelled")
             raise
         if refusal is not None:
             _give_back([it for it in tickets if it.state is AWAY])
@@ -238,6 +240,7 @@ def wait_for(permit: ConcurrencyPermit, timeout: float | None) -> ConcurrencyPer
     except BaseException:
         tree.after.append(ticket)
         tree.serve()
+        tree.tell_rejected(ticket, None, "cancelled")
         raise
     if refusal is not None:
         try:
@@ -255,9 +258,13 @@ def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
     permit, tree = ConcurrencyPermit(leaf, source), leaf.tree
     if permit._ticket.state is HELD:
         return permit
+    ticket = permit._ticket
     try:
-        return permit if tree.take(leaf, permit._ticket) else None
+        taken = tree.take(leaf, ticket)
+        if tree.observed:
+            tree.tell_tried(ticket)
     except BaseException:
-        tree.after.append(permit._ticket)
+        tree.after.append(ticket)
         tree.serve()
         raise
+    return permit if taken else None

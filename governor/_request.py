@@ -46,6 +46,8 @@ class Request(OwnedFuture[ConcurrencyPermit]):
                 return False
             if permit is not None:
                 permit.release()
+                ticket = permit._ticket
+                ticket.leaf.tree.tell_rejected(ticket, None, "cancelled")
         except BaseException:
             if permit is not None and self.cancelled():
                 permit.release()
@@ -61,8 +63,10 @@ class Request(OwnedFuture[ConcurrencyPermit]):
         ticket = permit._ticket
         tree, what, name = ticket.leaf.tree, f"{permit.kind} permit", ticket.source.name
         try:
-            error = tree.error(tree.withdraw(ticket), ticket, timeout, what, name)
+            refusal = tree.withdraw(ticket)
+            error = tree.error(refusal, ticket, timeout, what, name)
             if error is not None and not self.done():
+                tree.tell_end(ticket, refusal, timeout)
                 self.set_exception(error)
         except BaseException:
             self.cancel()
@@ -123,6 +127,7 @@ class _Delivery:
             return
         future, permit = self.future, self.permit
         ticket = permit._ticket
+        tree = ticket.leaf.tree
         try:
             if future.done():
                 if not future.cancelled():  # or else that is up to whoever cancels it
@@ -130,8 +135,10 @@ class _Delivery:
             elif ticket.state is HELD:
                 ticket.since = monotonic()
                 ticket.waited = ticket.since - self.began
+                tree.tell_end(ticket, None, ticket.waited)
                 future.set_result(permit)
             elif ticket.state is WAITING:  # turned out of the line, which is closed
+                tree.tell_rejected(ticket, monotonic() - self.began, "closed")
                 future.set_exception(SemaphoreClosed(f"{permit.kind} permit", self.name))
         except InvalidStateError:
             pass  # cancelled meanwhile
@@ -168,7 +175,10 @@ def request(leaf: Node, source: Any) -> Future[ConcurrencyPermit]:
         future._permit = permit
         ticket.gate = delivery
         ticket.waiter = None
-        error = tree.error(tree.stand(ticket), ticket, None, f"{permit.kind} permit", source.name)
+        refusal = tree.stand(ticket)
+        if refusal is not None:
+            tree.tell_asked(ticket, refusal)
+        error = tree.error(refusal, ticket, None, f"{permit.kind} permit", source.name)
         if error is not None:
             future._permit = None
             ticket.gate = _NO_ONE

@@ -69,6 +69,14 @@ OUT, WAITING, HELD, AWAY = "", "waiting", "held", "suspended"
 
 _PARKED, _BUSY = "parked", "busy"
 
+# What listeners are told of a refusal.
+_REASONS = {
+    AcquireTimeout: "timeout",
+    ConcurrencyLimitExceeded: "full",
+    DeadlockError: "deadlock",
+    SemaphoreClosed: "closed",
+}
+
 
 class Gate(Protocol):
     """What a waiter is woken by: a taken lock, or whatever delivers a grant in its place."""
@@ -84,11 +92,12 @@ class Ticket:
     ``line`` while it waits to come back). ``owner`` is the thread that entered the permit, at
     ``entry``; ``source`` is whoever asked for it, kept alive as long as the ticket is in the books.
     ``waiter`` is the thread that waits with no timeout. ``refusal`` is why one was turned out of the
-    line, and ``since`` the time when the place was taken.
+    line, and ``since`` the time when the place was taken. ``told`` says what listeners know: True that
+    it has its place, False that it has none, None that it has asked.
     """
 
     __slots__ = (
-        "entry", "frame", "gate", "leaf", "number", "owner", "refusal", "since", "source", "state",
+        "entry", "frame", "gate", "leaf", "number", "owner", "refusal", "since", "source", "state", "told",
         "waited", "waiter",
     )  # fmt: skip
 
@@ -102,6 +111,7 @@ class Ticket:
     since: float
     source: Any
     state: str
+    told: bool | None
     waited: float
     waiter: int | None
 
@@ -301,7 +311,7 @@ class Tree:
 
     __slots__ = (
         "__weakref__", "after", "away", "calm", "closed", "dirty", "drains", "drawn", "held", "line",
-        "lock", "slow_wait",
+        "lock", "observed", "slow_wait",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -314,7 +324,8 @@ class Tree:
         self.closed = False
         self.slow_wait: float | None = None
         self.dirty: Node | None = None  # a layer under change: what is derived may be wrong
-        self.calm = True  # open, and neither a line nor a drain nor dirt to look after
+        self.observed = False  # whether there are listeners
+        self.calm = True  # open, and neither a line nor a drain nor a listener nor dirt to look after
         # To be done when the lock is free: gates to open, tickets to give back that could not be
         # at once, layers that were changed. Whoever is interrupted with a ticket in hand appends it
         # first of all, in a straight line from the `except`, and then calls `serve`.
@@ -341,11 +352,16 @@ class Tree:
         One that ``resumes`` keeps its place in line, and passes by ``max_queued`` and ``close``.
         """
         began = monotonic()
+        if self.observed:
+            ticket.told = None
         ticket.gate = gate = Lock()
         gate.acquire()
         ticket.waiter = get_ident() if timeout is None else None
         refusal = self.stand(ticket, at_once=timeout == 0, resumes=resumes)
         if refusal is _PARKED:
+            if self.observed:
+                self.tell(ticket, "queued")
+                self._look_again(ticket)
             self._sleep(ticket, gate, timeout, what, governor)
             refusal = None
             if ticket.state is not HELD:
@@ -353,6 +369,8 @@ class Tree:
         ticket.since = monotonic()
         if not resumes:
             ticket.waited = ticket.since - began
+        if self.observed:
+            self.tell_end(ticket, refusal, ticket.since - began)
         return self.error(refusal, ticket, timeout, what, governor)
 
     def _sleep(
@@ -363,10 +381,13 @@ class Tree:
             if _opens(gate, slow):
                 return
             self._report(ticket, slow, what, governor)
-            # Meanwhile a circle may have closed that was not seen, as this thread did not only wait.
-            self._settled(self._revise, ticket.leaf, ())
+            self._look_again(ticket)
             timeout = None if timeout is None else timeout - slow
         _opens(gate, timeout)
+
+    def _look_again(self, ticket: Ticket) -> None:
+        """See the circle that may have closed unseen, as this thread in line did not only wait."""
+        self._settled(self._revise, ticket.leaf, ())
 
     def _report(self, ticket: Ticket, slow: float, what: str, governor: str | None) -> None:
         import logging  # seldom needed
@@ -413,12 +434,16 @@ class Tree:
 
     def suspend(self, ticket: Ticket) -> None:
         """Give back what a held ticket took, but keep its number for its return."""
-        self._settled(self._suspend, ticket.leaf, ticket)
+        if self._settled(self._suspend, ticket.leaf, ticket) is HELD:
+            self._tell_released(ticket)
 
     def give_back(self, ticket: Ticket) -> None:
         """Take a ticket out of the books, wherever it is."""
-        if self._settled(self._give_back, ticket.leaf, ticket) is _BUSY:
+        was = self._settled(self._give_back, ticket.leaf, ticket)
+        if was is _BUSY:
             self.after.append(ticket)
+        elif was is HELD:
+            self._tell_released(ticket)
 
     def revise(self, *changes: tuple[Node, int | None]) -> None:
         """Hold layers to other limits, or close those without one, all at one moment.
@@ -487,8 +512,11 @@ class Tree:
             except IndexError:
                 return  # another thread was quicker
             if isinstance(item, Ticket):
-                if self._locked(self._give_back, item.leaf, (item,), wait=wait) is _BUSY:
+                was = self._locked(self._give_back, item.leaf, (item,), wait=wait)
+                if was is _BUSY:
                     return  # whoever has the lock comes by here
+                if was is HELD:
+                    self._tell_released(item, here=False)
             elif isinstance(item, Node):
                 if self._locked(self._revise, item, ((),), wait=wait) is _BUSY:
                     return
@@ -508,6 +536,64 @@ class Tree:
                 after.remove(item)
             except ValueError:
                 pass
+
+    # ----------------------------------------------------------------------------- listeners
+
+    def tell_end(self, ticket: Ticket, refusal: Any, seconds: float) -> None:
+        """Tell listeners how an operation that asked for a permit has fared."""
+        if isinstance(refusal, _Refusal):
+            self.tell_rejected(ticket, seconds, _REASONS[refusal.error])
+        elif ticket.state is HELD and not getattr(ticket, "told", None):
+            ticket.told = True
+            self.tell(ticket, "acquired", seconds)
+
+    def tell_asked(self, ticket: Ticket, refusal: Any) -> None:
+        """Tell listeners how an operation has fared so far that another thread will be told of."""
+        if refusal is _PARKED:
+            self.tell(ticket, "queued")
+        else:
+            self.tell_end(ticket, refusal, 0.0)
+
+    def tell_tried(self, ticket: Ticket) -> None:
+        """Tell listeners how an operation has fared that would not wait."""
+        if ticket.state is HELD:
+            self.tell_end(ticket, None, 0.0)
+        else:
+            self.tell_rejected(ticket, 0.0, "closed" if is_closed(ticket.leaf) else "timeout")
+
+    def tell_rejected(self, ticket: Ticket, seconds: float | None, reason: str) -> None:
+        """Tell listeners that an operation got no permit, unless they know how it has fared."""
+        if getattr(ticket, "told", None) is None:
+            ticket.told = False
+            self.tell(ticket, "rejected", seconds, reason)
+
+    def _tell_released(self, ticket: Ticket, *, here: bool = True) -> None:
+        if getattr(ticket, "told", None):  # as what was had before there were listeners was not
+            ticket.told = False
+            self.tell(ticket, "released", max(0.0, monotonic() - ticket.since), here=here)
+
+    def tell(
+        self,
+        ticket: Ticket,
+        event: str,
+        seconds: float | None = None,
+        reason: str | None = None,
+        *,
+        here: bool = True,
+    ) -> None:
+        """Tell listeners what happened to an operation, with the lock free."""
+        if not self.observed or ticket.source is None:
+            return
+        what = (event, ticket.leaf.kind, seconds, reason)
+        if here and not self.lock._is_owned():  # type: ignore[attr-defined]
+            ticket.source._tell(*what)
+            return
+        # In a finalizer, or in a signal handler that interrupted a call with the lock in hand: what is
+        # told may want a lock that this very thread has.
+        try:
+            start_new_thread(ticket.source._tell, what)
+        except RuntimeError:
+            pass  # the interpreter ends
 
     # ------------------------------------------------------------------------------- the lock
 
@@ -547,7 +633,7 @@ class Tree:
             self.dirty = leaf
             result = step(leaf, *args)
             self.dirty = None
-            self.calm = not (self.line or self.drains or self.closed)
+            self.calm = self._is_calm()
             if not inside:
                 lock.release()
         except BaseException:
@@ -617,9 +703,10 @@ class Tree:
         self._give_back(leaf, ticket)
         return refusal
 
-    def _give_back(self, leaf: Node, ticket: Ticket) -> None:
+    def _give_back(self, leaf: Node, ticket: Ticket) -> str:
+        """Take out of the books. Returns the state that it was in."""
         if (state := ticket.state) is OUT:
-            return
+            return OUT
         number = ticket.number
         # Straight line.
         ticket.state = OUT
@@ -637,16 +724,19 @@ class Tree:
                 self._offer(leaf)
         if self.drains:
             self._open_drains()
+        return state
 
-    def _suspend(self, leaf: Node, ticket: Ticket) -> None:
-        if ticket.state is not HELD:
-            return
+    def _suspend(self, leaf: Node, ticket: Ticket) -> str:
+        """Take out of the books of those who hold. Returns the state that it was in."""
+        if (state := ticket.state) is not HELD:
+            return state
         number = ticket.number
         # Straight line.
         ticket.state = AWAY
         self.away[number] = ticket
         del self.held[number]
         self._vacate(leaf)
+        return HELD
 
     def _revise(self, leaf: Node, changes: tuple[tuple[Node, int | None], ...]) -> None:
         for node, limit in changes:
@@ -829,7 +919,10 @@ class Tree:
             return
         self._open_drains()
         self.dirty = None
-        self.calm = not (self.line or self.drains or self.closed)
+        self.calm = self._is_calm()
+
+    def _is_calm(self) -> bool:
+        return not (self.line or self.drains or self.observed or self.closed)
 
     def _forget(self) -> None:
         """In a forked child: full limits, nobody in line, and a lock that nobody holds."""
@@ -843,7 +936,7 @@ class Tree:
             book.clear()
         self.after.clear()
         self.dirty = None
-        self.calm = not self.closed
+        self.calm = self._is_calm()
         self.lock = RLock()
 
 

@@ -21,6 +21,7 @@ FLOORS = {
     "_errors": 0,
     "_validate": 0,
     "_deadlock": 0,
+    "_events": 0,
     "_tree": 1,
     "_layer": 2,
     "_permit": 2,

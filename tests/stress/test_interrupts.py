@@ -8,6 +8,7 @@ Then the storms: timers, real signals, and other threads in the way.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -229,6 +230,30 @@ def a_block(stage: Stage) -> Act:
     def act() -> None:
         with stage.gov.acquire_tool() as permit:
             assert permit.held
+
+    return act
+
+
+@scenario()
+def a_block_that_is_listened_to(stage: Stage) -> Act:
+    stage.gov.subscribe(Counter[object]().update)
+
+    def act() -> None:
+        with stage.gov.acquire_tool() as permit:
+            with permit.suspended():
+                assert not permit.held
+
+    return act
+
+
+@scenario(tools=1)
+def a_wait_that_is_listened_to(stage: Stage) -> Act:
+    stage.hold(1)
+    stage.gov.subscribe(Counter[object]().update)
+
+    def act() -> None:
+        with pytest.raises(AcquireTimeout):
+            stage.gov.acquire_tool(timeout=0.001)
 
     return act
 
