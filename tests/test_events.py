@@ -82,11 +82,10 @@ def test_a_wait_is_told_in_the_thread_that_waits(gov: ConcurrencyGovernor, diary
         with gov.acquire_tool() as permit:
             waited.append(permit.waited)
 
-    with Crew() as crew:
-        with gov.acquire_tool():
-            waiter = crew.start(wait)
-            until(lambda: "queued" in diary.told(), "the waiter to be told of")
-            assert waiting(gov) == 1
+    with Crew() as crew, gov.acquire_tool():
+        waiter = crew.start(wait)
+        until(lambda: "queued" in diary.told(), "the waiter to be told of")
+        assert waiting(gov) == 1
     of_waiter = [it for it, thread in zip(diary.events, diary.threads, strict=True) if thread == waiter.ident]
     assert [it.event for it in of_waiter] == ["queued", "acquired", "released"]
     assert of_waiter[1].seconds == waited[0] > 0
@@ -258,7 +257,10 @@ def test_a_listener_may_use_the_governor(gov: ConcurrencyGovernor) -> None:
     gov.subscribe(listen)
     with gov.acquire_tool():
         pass
-    assert seen == [("acquired", 1), ("acquired", 1), ("released", 1)] + [
+    assert seen == [
+        ("acquired", 1),
+        ("acquired", 1),
+        ("released", 1),
         ("released", 0),
         ("acquired", 0),
         ("released", 0),

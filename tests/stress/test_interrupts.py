@@ -239,9 +239,8 @@ def a_block_that_is_listened_to(stage: Stage) -> Act:
     stage.gov.subscribe(Counter[object]().update)
 
     def act() -> None:
-        with stage.gov.acquire_tool() as permit:
-            with permit.suspended():
-                assert not permit.held
+        with stage.gov.acquire_tool() as permit, permit.suspended():
+            assert not permit.held
 
     return act
 
