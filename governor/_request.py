@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures._base import CANCELLED, LOGGER
+from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED, LOGGER, PENDING, RUNNING
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -38,8 +38,15 @@ class Request(OwnedFuture[ConcurrencyPermit]):
 
     _permit: ConcurrencyPermit | None = None
 
+    def claim(self) -> bool:
+        """Win the right to end it otherwise than by cancelling, or have it already."""
+        with self._condition:
+            if self._state == PENDING:
+                self.set_running_or_notify_cancel()
+            return self._state == RUNNING
+
     def cancel(self) -> bool:
-        """Leave the line, if the permit has not come yet."""
+        """Leave the line, if the permit is not on its way yet."""
         permit = self._permit
         try:
             if not self._cancel():
@@ -65,7 +72,7 @@ class Request(OwnedFuture[ConcurrencyPermit]):
         try:
             refusal = tree.withdraw(ticket)
             error = tree.error(refusal, ticket, timeout, what, name)
-            if error is not None and not self.done():
+            if error is not None and self.claim():
                 tree.tell_end(ticket, refusal, timeout)
                 self.set_exception(error)
         except BaseException:
@@ -128,20 +135,17 @@ class _Delivery:
         future, permit = self.future, self.permit
         ticket = permit._ticket
         tree = ticket.leaf.tree
-        try:
-            if future.done():
-                if not future.cancelled():  # or else that is up to whoever cancels it
-                    future._tell_again()
-            elif ticket.state is HELD:
-                ticket.since = monotonic()
-                ticket.waited = ticket.since - self.began
-                tree.tell_end(ticket, None, ticket.waited)
-                future.set_result(permit)
-            elif ticket.state is WAITING:  # turned out of the line, which is closed
-                tree.tell_rejected(ticket, monotonic() - self.began, "closed")
-                future.set_exception(SemaphoreClosed(f"{permit.kind} permit", self.name))
-        except InvalidStateError:
-            pass  # cancelled meanwhile
+        if future.done():
+            if not future.cancelled():  # or else that is up to whoever cancels it
+                future._tell_again()
+        elif ticket.state is HELD and future.claim():
+            ticket.since = monotonic()
+            ticket.waited = ticket.since - self.began
+            tree.tell_end(ticket, None, ticket.waited)
+            future.set_result(permit)
+        elif ticket.state is WAITING and future.claim():  # turned out of the line, which is closed
+            tree.tell_rejected(ticket, monotonic() - self.began, "closed")
+            future.set_exception(SemaphoreClosed(f"{permit.kind} permit", self.name))
         if ticket.state is WAITING or future.cancelled():
             permit.release()
         # Else the ticket, its gate, and the permit would keep each other for ever.

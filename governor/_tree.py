@@ -160,34 +160,35 @@ class Holder:
         ticket.owner = None
         ticket.since = monotonic()
         tree = leaf.tree
-        lock, freed = tree.lock, False
+        lock = tree.lock
         try:
             lock.acquire()
-            # Straight line.
-            root = leaf.over
-            if tree.calm and root is not None and leaf.room > 0 and root.room > 0:
-                middle = leaf.middle
-                if middle is None or (middle.room > 0 and not middle.closed):
-                    ticket.number = tree.drawn = number = tree.drawn + 1
-                    tree.held[number] = ticket
-                    ticket.state = HELD
-                    leaf.room -= 1
-                    root.room -= 1
-                    if middle is not None:
-                        middle.room -= 1
-            freed = True
-            lock.release()
         except BaseException:
-            if not freed:
-                try:
-                    lock.release()
-                except RuntimeError:
-                    pass  # interrupted before it was taken
+            try:
+                lock.release()  # with no call before, where a second interrupt could strike
+            except RuntimeError:
+                pass  # it was not taken yet
+            raise
+        # Straight line.
+        root = leaf.over
+        if tree.calm and root is not None and leaf.room > 0 and root.room > 0:
+            middle = leaf.middle
+            if middle is None or (middle.room > 0 and not middle.closed):
+                ticket.number = tree.drawn = number = tree.drawn + 1
+                tree.held[number] = ticket
+                ticket.state = HELD
+                leaf.room -= 1
+                root.room -= 1
+                if middle is not None:
+                    middle.room -= 1
+        try:
+            lock.release()
+            if tree.after:
+                tree.serve()
+        except BaseException:
             tree.after.append(ticket)
             tree.serve()
             raise
-        if tree.after:
-            tree.serve()
 
     def _end(
         self,
@@ -199,35 +200,38 @@ class Holder:
         ticket = self._ticket
         leaf = ticket.leaf
         tree = leaf.tree
-        lock, freed = tree.lock, False
+        lock = tree.lock
         try:
             lock.acquire()
-            # Straight line.
-            root = leaf.over
-            if tree.calm and ticket.state is HELD and root is not None:
-                ticket.state = OUT
-                del tree.held[ticket.number]
-                leaf.room += 1
-                root.room += 1
-                middle = leaf.middle
-                if middle is not None:
-                    middle.room += 1
-            freed = True
-            lock.release()
-            if ticket.state:
-                tree.give_back(ticket)
         except BaseException:
-            if not freed:
-                try:
-                    lock.release()
-                except RuntimeError:
-                    pass  # interrupted before it was taken
+            try:
+                lock.release()  # with no call before, where a second interrupt could strike
+            except RuntimeError:
+                pass  # it was not taken yet
             tree.after.append(ticket)
             tree.serve()
             raise
-        self.__del__ = nothing
-        if tree.after:
+        # Straight line.
+        root = leaf.over
+        if tree.calm and ticket.state is HELD and root is not None:
+            ticket.state = OUT
+            del tree.held[ticket.number]
+            leaf.room += 1
+            root.room += 1
+            middle = leaf.middle
+            if middle is not None:
+                middle.room += 1
+        try:
+            lock.release()
+            if ticket.state:
+                tree.give_back(ticket)
+            self.__del__ = nothing
+            if tree.after:
+                tree.serve()
+        except BaseException:
+            tree.after.append(ticket)
             tree.serve()
+            raise
 
 
 class Node:
