@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from model_server import ModelServer
+from serving import Gates
 from threads import no_stray_threads
 
 
@@ -29,3 +31,16 @@ def switching(request: pytest.FixtureRequest) -> Iterator[None]:
     sys.setswitchinterval(request.param or usual)
     yield
     sys.setswitchinterval(usual)
+
+
+@pytest.fixture
+def gates() -> Gates:
+    return Gates()
+
+
+@pytest.fixture
+def server(gates: Gates) -> Iterator[ModelServer]:
+    """Run a model server that answers when the gates are open."""
+    with ModelServer(gates) as server:
+        yield server
+        gates.open()
