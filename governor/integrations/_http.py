@@ -1,0 +1,65 @@
+"""What the adapters of HTTP clients share: which requests need a permit, and how to have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from governor._governor import ConcurrencyGovernor
+from governor._permit import ConcurrencyPermit, Kind, new_permit
+from governor._stream import StreamPermit
+from governor._validate import check_timeout
+
+__all__ = ["Gate", "keep"]
+
+R = TypeVar("R")
+
+
+class Gate(Generic[R]):
+    """What requests pass on their way out."""
+
+    def __init__(
+        self,
+        governor: ConcurrencyGovernor,
+        kind: Kind,
+        acquire_timeout: float | None,
+        when: Callable[[R], object] | None,
+    ) -> None:
+        """Check what an adapter was given.
+
+        Raises:
+            TypeError: an argument is of the wrong type.
+            ValueError: the kind is another one, or the timeout is negative.
+        """
+        if not callable(getattr(governor, "acquire", None)):
+            raise TypeError(f"governor must be a ConcurrencyGovernor, not {governor!r}")
+        if kind not in ("stream", "tool"):
+            raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
+        if when is not None and not callable(when):
+            raise TypeError(f"when must be a function of a request, or None, not {when!r}")
+        self.timeout = check_timeout(acquire_timeout, "acquire_timeout")
+        self.governor = governor
+        self.kind: Kind = kind
+        self._when = when
+
+    def governs(self, request: R) -> bool:
+        """Whether this request needs a permit."""
+        return self._when is None or bool(self._when(request))
+
+    def acquire(self) -> ConcurrencyPermit:
+        """Wait for a permit, which a response may keep."""
+        return keep(self.governor.acquire(self.kind, self.timeout))
+
+    def request(self) -> Future[ConcurrencyPermit]:
+        """Return a future that stands in line for a permit."""
+        return self.governor.request(self.kind)
+
+
+def keep(permit: ConcurrencyPermit) -> ConcurrencyPermit:
+    """Return the permit as one that warns of nothing: to drop a response is to end it."""
+    if not isinstance(permit, ConcurrencyPermit):
+        return permit  # of another kind of governor
+    kept = new_permit(StreamPermit)
+    permit._pass_to(kept)
+    return kept
