@@ -106,16 +106,19 @@ class AsyncStream:
         self._permit.release()
 
     def __del__(self) -> None:
+        # The permit is dropped, too. It does not wait for the stream to be closed, since nobody knows
+        # whether the loop will come to that.
         if not getattr(self, "_closed", True) and self._loop.is_running():
             try:
-                self._loop.call_soon_threadsafe(self._close_soon)
+                self._loop.call_soon_threadsafe(_close_soon, self._loop, self._stream)
             except RuntimeError:
-                pass  # the loop was closed meanwhile: the permit is dropped, too
+                pass  # the loop was closed meanwhile
 
-    def _close_soon(self) -> None:
-        task = self._loop.create_task(self.aclose())
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+
+def _close_soon(loop: asyncio.AbstractEventLoop, stream: Any) -> None:
+    task = loop.create_task(stream.aclose())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
 
 
 class _Governed(Generic[Q, R]):

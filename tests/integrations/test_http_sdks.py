@@ -289,7 +289,7 @@ def test_async_every_ending_gives_it_back(
             assert streams(gov) == (1, 0)
             del unread
             gc.collect()
-            await until_async(lambda: is_idle(gov))
+            assert is_idle(gov)
 
     asyncio.run(main())
     until(lambda: idle(server), "the server to notice")
