@@ -2,7 +2,9 @@
 
 The blocks of one page are one program, which runs in an interpreter of its own and may print
 nothing on stderr. A block that cannot run says why, in the line above it:
-``<!-- not run: needs an account with the provider -->``.
+``<!-- not run: needs an account with the provider -->``. A page about other packages names them:
+``<!-- needs: openai, requests -->``. It is run where these are installed, and the models that it
+asks are the examples' server.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from model_server import ModelServer
+from serving import Gates
 
 import governor
 
@@ -25,6 +30,8 @@ BLOCK = re.compile(
     r"(?P<indent> *)```py(?:thon)?\b.*\n(?P<code>(?s:.*?))^(?P=indent)```$",
     re.MULTILINE,
 )
+
+NEEDS = re.compile(r"^<!-- needs: (.+) -->$", re.MULTILINE)
 
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text("utf-8")
@@ -43,21 +50,37 @@ def program_of(page: str) -> str:
     return "\n".join(lines)
 
 
+def needs_of(page: str) -> list[str]:
+    """Return the packages that a page is about."""
+    return [name for needs in NEEDS.findall(page) for name in needs.split(", ")]
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if BLOCK.search(page)])
-def test_the_snippets_of_a_page_run(name: str, tmp_path: Path) -> None:
+def test_the_snippets_of_a_page_run(name: str, tmp_path: Path, server: ModelServer, gates: Gates) -> None:
     program = program_of(PAGES[name])
     assert program.strip(), "no block of this page is run"
+    missing = [it for it in needs_of(PAGES[name]) if find_spec(it) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    gates.open()
+    models = {
+        "ANTHROPIC_API_KEY": "none",
+        "ANTHROPIC_BASE_URL": server.root,
+        "OPENAI_API_KEY": "none",
+        "OPENAI_BASE_URL": server.url,
+    }
     script = tmp_path / Path(name).name
     script.write_text(program, "utf-8")
     done = subprocess.run(
         # A fork beside threads, which a page shows, is warned about from 3.12 on.
         [sys.executable, "-X", "dev", "-W", "ignore:This process:DeprecationWarning", "-P", script],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(governor.__file__).parents[1])},
+        env=os.environ | models | {"PYTHONPATH": str(Path(governor.__file__).parents[1])},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=50,
     )
     if done.returncode or done.stderr:
         pytest.fail(f"exit status {done.returncode}\n{done.stderr}", pytrace=False)
@@ -89,3 +112,8 @@ def test_code_stays_in_its_line_and_an_excused_block_is_left_out() -> None:
         *["", "", ""],
         *["", "", "", "", ""],
     ]
+
+
+def test_a_page_may_need_packages() -> None:
+    assert needs_of("# Title\n\n<!-- needs: openai, requests -->\n\nText") == ["openai", "requests"]
+    assert needs_of("text with needs: openai") == []
