@@ -260,10 +260,10 @@ def test_a_timeout_of_the_server_gives_it_back(
     session: Any, server: ModelServer, gov: ConcurrencyGovernor
 ) -> None:
     with pytest.raises(requests.ReadTimeout):
-        session.get(f"{server.root}/page", timeout=0.01)
+        session.get(f"{server.root}/page", timeout=(5, 0.01))
     assert is_idle(gov)
     with pytest.raises(requests.RequestException, match="timed out"):
-        _ = open_stream(session, server, timeout=0.2).content
+        _ = open_stream(session, server, timeout=(5, 0.2)).content
     assert is_idle(gov)
 
 

@@ -49,6 +49,10 @@ class OpenAI:
     def piece(event: Any) -> str:
         return event.choices[0].delta.content or ""
 
+    @staticmethod
+    def reason(error: BaseException) -> BaseException | None:
+        return error
+
 
 class Anthropic(OpenAI):
     """Anthropic's."""
@@ -74,6 +78,10 @@ class Anthropic(OpenAI):
     @staticmethod
     def piece(event: Any) -> str:
         return event.delta.text if event.type == "content_block_delta" else ""
+
+    @staticmethod
+    def reason(error: BaseException) -> BaseException | None:
+        return error.__cause__
 
 
 def http_client(gov: ConcurrencyGovernor, asynchronous: bool, options: dict[str, Any]) -> Any:
@@ -359,8 +367,7 @@ def test_other_refusals_pass_through_openai_and_are_the_cause_of_anthropics_own(
             gov.close()
         with pytest.raises((refusal, sdk.errors.APIConnectionError)) as caught:
             sdk.call(client)
-    error: BaseException | None = caught.value
-    assert type(error if type(sdk) is OpenAI else error and error.__cause__) is refusal
+    assert type(sdk.reason(caught.value)) is refusal
     assert is_idle(gov)
 
 
