@@ -77,6 +77,7 @@ def test_the_permit_is_held_before_the_server_knows_of_the_request(
     assert is_idle(gov)
 
 
+@pytest.mark.usefixtures("switching")
 def test_twenty_threads_reach_the_limit_and_do_not_pass_it(server: ModelServer, gates: Gates) -> None:
     gov = ConcurrencyGovernor(max_streams=3, max_tools=1, max_global=4)
     read: list[int] = []
@@ -170,8 +171,7 @@ def test_a_response_that_is_dropped_unread_is_closed_and_gives_it_back(
     del response
     assert is_idle(gov)
     gates.open()
-    until(lambda: idle(server), "the server to notice")
-    assert server.cut.now == 1
+    until(lambda: server.cut.now == 1, "the server to notice")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of its socket, as ever

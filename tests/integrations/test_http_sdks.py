@@ -127,6 +127,7 @@ async def ask_twice_async(sdk: OpenAI, client: Any, answers: list[str]) -> None:
 # ----------------------------------------------------------------------------------------- the limit
 
 
+@pytest.mark.usefixtures("switching")
 def test_twenty_threads_reach_the_limit_and_do_not_pass_it(
     sdk: OpenAI, server: ModelServer, gov: ConcurrencyGovernor, gates: Gates
 ) -> None:
@@ -333,6 +334,17 @@ def test_the_clients_retry_it_until_a_permit_is_free(
     assert [*map(sdk.text, answers)] == [ANSWER]
     assert len(tried) in (2, 3)
     assert is_idle(narrow)
+
+
+def test_between_two_tries_no_permit_is_held(sdk: OpenAI, gov: ConcurrencyGovernor, gates: Gates) -> None:
+    gates.open()
+    held: list[tuple[int, int]] = []
+    with sdk.client(gov, max_retries=1) as client:
+        client._client.event_hooks["request"].append(lambda request: held.append(streams(gov)))
+        with pytest.raises(sdk.errors.InternalServerError):
+            sdk.call(client, "status 500", stream=True)
+    assert held == [(0, 0), (0, 0)]
+    assert is_idle(gov)
 
 
 def test_async_the_clients_retry_it_until_a_permit_is_free(
