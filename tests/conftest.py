@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from models import Gates, ModelServer
 from threads import no_stray_threads
 
 
@@ -29,3 +30,16 @@ def switching(request: pytest.FixtureRequest) -> Iterator[None]:
     sys.setswitchinterval(request.param or usual)
     yield
     sys.setswitchinterval(usual)
+
+
+@pytest.fixture
+def gates() -> Gates:
+    return Gates()
+
+
+@pytest.fixture
+def server(gates: Gates) -> Iterator[ModelServer]:
+    """Serve a model whose answers and pages wait for the gates."""
+    with ModelServer(gates) as server:
+        yield server
+        gates.open()

@@ -8,19 +8,14 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from models import EXAMPLES, Gates, ModelServer
 from threads import Crew, until
 
 import governor
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from model_server import ModelServer  # noqa: E402
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -31,35 +26,9 @@ PATIENCE = 25.0  # a framework's first steps are slow
 LIMITS = {"max_streams": 2, "max_tools": 3, "max_global": 4}
 
 
-class Gates:
-    """Hold up every piece of an answer, and every page, until the test opens a gate."""
-
-    def __init__(self) -> None:
-        self.stream, self.page = threading.Event(), threading.Event()
-
-    def __call__(self, kind: str) -> None:
-        getattr(self, kind).wait()
-
-    def open(self) -> None:
-        self.stream.set()
-        self.page.set()
-
-
 @pytest.fixture(autouse=True)
 def the_same_governor_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(governor.__file__).parents[1]))
-
-
-@pytest.fixture
-def gates() -> Gates:
-    return Gates()
-
-
-@pytest.fixture
-def server(gates: Gates) -> Iterator[ModelServer]:
-    with ModelServer(gates) as server:
-        yield server
-        gates.open()
 
 
 def peaks(server: ModelServer) -> tuple[int, int, int]:
