@@ -2,7 +2,8 @@
 
 The blocks of one page are one program, which runs in an interpreter of its own and may print
 nothing on stderr. A block that cannot run says why, in the line above it:
-``<!-- not run: needs an account with the provider -->``.
+``<!-- not run: needs an account with the provider -->``. One that needs packages names them as they
+are imported, ``<!-- needs: langchain flask -->``, and runs where they are installed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 BLOCK = re.compile(
     r"^(?:(?P<excuse> *<!-- not run: \S.*-->)\n\n?)?"
+    r"(?:^ *<!-- needs: (?P<needs>\S.*) -->\n\n?)?"
     r"(?P<indent> *)```py(?:thon)?\b.*\n(?P<code>(?s:.*?))^(?P=indent)```$",
     re.MULTILINE,
 )
@@ -36,7 +39,7 @@ def program_of(page: str) -> str:
     """Return the page's code, each line at its place in the page, so that tracebacks point there."""
     lines = [""] * page.count("\n")
     for block in BLOCK.finditer(page):
-        if not block["excuse"]:
+        if not block["excuse"] and all(map(find_spec, (block["needs"] or "").split())):
             code = dedent(block["code"]).splitlines()
             first = page.count("\n", 0, block.start("code"))
             lines[first : first + len(code)] = code
@@ -82,10 +85,21 @@ def test_code_stays_in_its_line_and_an_excused_block_is_left_out() -> None:
     ```python
     third = 3
     ```
+    <!-- needs: json re -->
+    ```python
+    fourth = 4
+    ```
+    <!-- needs: json no_such_package -->
+
+    ```python
+    fifth = 5
+    ```
     """
     assert program_of(dedent(page)).split("\n") == [
         *["", "", "first = 1", ""],
         *["", "", "if first:", "    second = 2", ""],
         *["", "", ""],
+        *["", "", "", "", ""],
+        *["", "", "fourth = 4", ""],
         *["", "", "", "", ""],
     ]
