@@ -46,21 +46,24 @@ def program_of(page: str) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.timeout(60)  # some import many packages
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if BLOCK.search(page)])
 def test_the_snippets_of_a_page_run(name: str, tmp_path: Path) -> None:
     program = program_of(PAGES[name])
     assert program.strip(), "no block of this page is run"
     script = tmp_path / Path(name).name
     script.write_text(program, "utf-8")
+    # Development mode tells of whatever others do, and of each slow step of an event loop.
+    strict = ["-W", "default::ResourceWarning"] if "<!-- needs: " in PAGES[name] else ["-X", "dev"]
     done = subprocess.run(
         # A fork beside threads, which a page shows, is warned about from 3.12 on.
-        [sys.executable, "-X", "dev", "-W", "ignore:This process:DeprecationWarning", "-P", script],
+        [sys.executable, *strict, "-W", "ignore:This process:DeprecationWarning", "-P", script],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(governor.__file__).parents[1])},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=50,
     )
     if done.returncode or done.stderr:
         pytest.fail(f"exit status {done.returncode}\n{done.stderr}", pytrace=False)
