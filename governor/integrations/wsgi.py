@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from governor._errors import AcquireTimeout, ConcurrencyLimitExceeded, SemaphoreClosed
 from governor._governor import ConcurrencyGovernor
@@ -50,8 +50,10 @@ class GovernorMiddleware:
 
         Raises:
             TypeError: ``acquire_timeout`` is not a number, or ``retry_after`` not an integer.
-            ValueError: one of them is negative.
+            ValueError: one of them is negative, or the kind is another one.
         """
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
         self._app = app
         self._governor = governor
         self._kind: Kind = kind

@@ -236,3 +236,6 @@ def test_mistakes_are_told_when_it_is_made(gov: ConcurrencyGovernor) -> None:
         GovernorMiddleware(App(), gov, retry_after=-1)
     with pytest.raises(ValueError, match="acquire_timeout must be a number of seconds >= 0"):
         GovernorMiddleware(App(), gov, acquire_timeout=-1)
+    wrong: Any = "tools"
+    with pytest.raises(ValueError, match="kind must be 'stream' or 'tool', not 'tools'"):
+        GovernorMiddleware(App(), gov, kind=wrong)
