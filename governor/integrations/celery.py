@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 try:
     from celery import Task
@@ -18,7 +18,13 @@ from governor._permit import Kind
 __all__ = ["GovernedTask"]
 
 
-class GovernedTask(Task[..., Any]):
+if TYPE_CHECKING:
+    _Task = Task[..., Any]
+else:
+    _Task = Task  # not generic at run time in every version
+
+
+class GovernedTask(_Task):
     """A task that waits for a permit before each run, and gives it back after it.
 
     For one task, or for all tasks of an app::
