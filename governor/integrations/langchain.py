@@ -17,7 +17,7 @@ except ImportError as error:
         "governor.integrations.langchain needs langchain: pip install 'concurrency-governor[langchain]'"
     ) from error
 
-from governor._errors import AcquireTimeout
+from governor._errors import AcquireTimeout, LayerUse
 from governor._governor import ConcurrencyGovernor
 from governor._permit import Kind
 from governor._validate import check_timeout
@@ -113,9 +113,16 @@ class GovernorMiddleware(AgentMiddleware[Any, Any, Any]):
                 async with asyncio.timeout(None if request.done() else self._timeout):
                     await asyncio.wrap_future(request)
             except TimeoutError:
-                refusal = AcquireTimeout(f"{kind} permit", self._timeout, governor=self._governor.name)
-                raise refusal from None
+                request.cancel()
+                raise self._refusal(kind) from None
             yield
         finally:
             if not request.cancel() and request.exception() is None:
                 request.result().release()
+
+    def _refusal(self, kind: Kind) -> AcquireTimeout:
+        stats: Any = self._governor.stats()
+        own = LayerUse(f"{kind}s", getattr(stats, f"{kind}s_in_use"), getattr(stats, f"{kind}s_max"))
+        layers = own, LayerUse("global", stats.global_in_use, stats.global_max)
+        waiting = getattr(stats, f"{kind}s_waiting")
+        return AcquireTimeout(f"{kind} permit", self._timeout, layers, waiting, self._governor.name)

@@ -25,6 +25,7 @@ from langchain_core.messages import AIMessage
 from langchain_openai import ChatOpenAI
 from langgraph.graph import MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
+from langgraph.prebuilt.tool_node import ToolCallRequest
 
 from governor.integrations.langchain import GovernorMiddleware
 
@@ -236,14 +237,16 @@ def test_a_call_that_gets_no_permit_in_time_ends_the_run(
     with (
         gov.acquire_stream(),
         gov.acquire_stream(),
-        pytest.raises(AcquireTimeout, match=r"no stream permit within 0\.01 s"),
+        pytest.raises(
+            AcquireTimeout, match=r"no stream permit within 0\.01 s: streams 2/2 in use, global 2/4"
+        ),
     ):
         run(agent, prompt("hello"))
     with (
         gov.acquire_tool(),
         gov.acquire_tool(),
         gov.acquire_tool(),
-        pytest.raises(AcquireTimeout, match=r"no tool permit within 0\.01 s"),
+        pytest.raises(AcquireTimeout, match=r"no tool permit within 0\.01 s: tools 3/3 in use, global 3/4"),
     ):
         run(agent, prompt(calls("dig", depth=1)))
 
@@ -291,6 +294,30 @@ def test_a_run_that_is_cancelled_leaves_the_line(gov: ConcurrencyGovernor, work:
 
     asyncio.run(main())
     assert work.gauge.inside == 0
+    assert is_idle(gov)
+
+
+def test_a_permit_that_comes_just_as_its_run_is_cancelled_goes_back(gov: ConcurrencyGovernor) -> None:
+    mw = GovernorMiddleware(gov)
+    asked = ToolCallRequest({"name": "climb", "args": {}, "id": "1"}, tool=None, state={}, runtime=None)
+
+    async def never(request: ToolCallRequest) -> Any:
+        raise AssertionError("it was cancelled before")
+
+    async def main() -> None:
+        held = [gov.acquire_tool() for _ in range(3)]
+        run = asyncio.create_task(mw.awrap_tool_call(asked, never))
+        while not gov.stats().tools_waiting:
+            await asyncio.sleep(0)
+        held.pop().release()  # the permit is on its way
+        run.cancel()
+        await asyncio.wait([run])
+        assert run.cancelled()
+        assert gov.stats().tools_in_use == 2
+        for permit in held:
+            permit.release()
+
+    asyncio.run(main())
     assert is_idle(gov)
 
 
