@@ -74,8 +74,10 @@ def test_a_worker_with_threads_fills_the_limit_and_passes_it_never(
 
     with working(app):
         results = [dig.delay(depth) for depth in range(6)]
-        until(lambda: gauge.inside == 2 and gov.stats().tools_waiting == 4, "two at work, four in line")
-        gate.set()
+        try:
+            until(lambda: gauge.inside == 2 and gov.stats().tools_waiting == 4, "two at work, four in line")
+        finally:
+            gate.set()
         assert [result.get(timeout=PATIENCE) for result in results] == [*range(6)]
 
     assert (gauge.peak, gauge.entries) == (2, 6)
