@@ -2,9 +2,10 @@
 
 The blocks of one page are one program, which runs in an interpreter of its own and may print
 nothing on stderr. A block that cannot run says why, in the line above it:
-``<!-- not run: needs an account with the provider -->``. A page about other packages names them:
-``<!-- needs: openai, requests -->``. It is run where these are installed, and the models that it
-asks are the examples' server.
+``<!-- not run: needs an account with the provider -->``. One that needs packages names them as they
+are imported, ``<!-- needs: langchain flask -->``, and is run where they are installed; a page may need
+some as a whole, ``<!-- page needs: openai requests -->``. The models that are asked are the examples'
+server.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ ROOT = Path(__file__).parents[1]
 
 BLOCK = re.compile(
     r"^(?:(?P<excuse> *<!-- not run: \S.*-->)\n\n?)?"
+    r"(?:^ *<!-- needs: (?P<needs>\S.*) -->\n\n?)?"
     r"(?P<indent> *)```py(?:thon)?\b.*\n(?P<code>(?s:.*?))^(?P=indent)```$",
     re.MULTILINE,
 )
 
-NEEDS = re.compile(r"^<!-- needs: (.+) -->$", re.MULTILINE)
+NEEDS = re.compile(r"^<!-- page needs: (.+) -->$", re.MULTILINE)
 
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text("utf-8")
@@ -43,7 +45,7 @@ def program_of(page: str) -> str:
     """Return the page's code, each line at its place in the page, so that tracebacks point there."""
     lines = [""] * page.count("\n")
     for block in BLOCK.finditer(page):
-        if not block["excuse"]:
+        if not block["excuse"] and all(map(find_spec, (block["needs"] or "").split())):
             code = dedent(block["code"]).splitlines()
             first = page.count("\n", 0, block.start("code"))
             lines[first : first + len(code)] = code
@@ -51,11 +53,11 @@ def program_of(page: str) -> str:
 
 
 def needs_of(page: str) -> list[str]:
-    """Return the packages that a page is about."""
-    return [name for needs in NEEDS.findall(page) for name in needs.split(", ")]
+    """Return the packages without which nothing of a page is run."""
+    return [name for needs in NEEDS.findall(page) for name in needs.split()]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60)  # some import many packages
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if BLOCK.search(page)])
 def test_the_snippets_of_a_page_run(name: str, tmp_path: Path, server: ModelServer, gates: Gates) -> None:
     program = program_of(PAGES[name])
@@ -72,9 +74,11 @@ def test_the_snippets_of_a_page_run(name: str, tmp_path: Path, server: ModelServ
     }
     script = tmp_path / Path(name).name
     script.write_text(program, "utf-8")
+    # Development mode tells of whatever others do, and of each slow step of an event loop.
+    strict = ["-W", "default::ResourceWarning"] if "needs: " in PAGES[name] else ["-X", "dev"]
     done = subprocess.run(
         # A fork beside threads, which a page shows, is warned about from 3.12 on.
-        [sys.executable, "-X", "dev", "-W", "ignore:This process:DeprecationWarning", "-P", script],
+        [sys.executable, *strict, "-W", "ignore:This process:DeprecationWarning", "-P", script],
         cwd=tmp_path,
         env=os.environ | models | {"PYTHONPATH": str(Path(governor.__file__).parents[1])},
         stdin=subprocess.DEVNULL,
@@ -105,15 +109,26 @@ def test_code_stays_in_its_line_and_an_excused_block_is_left_out() -> None:
     ```python
     third = 3
     ```
+    <!-- needs: json re -->
+    ```python
+    fourth = 4
+    ```
+    <!-- needs: json no_such_package -->
+
+    ```python
+    fifth = 5
+    ```
     """
     assert program_of(dedent(page)).split("\n") == [
         *["", "", "first = 1", ""],
         *["", "", "if first:", "    second = 2", ""],
         *["", "", ""],
         *["", "", "", "", ""],
+        *["", "", "fourth = 4", ""],
+        *["", "", "", "", ""],
     ]
 
 
 def test_a_page_may_need_packages() -> None:
-    assert needs_of("# Title\n\n<!-- needs: openai, requests -->\n\nText") == ["openai", "requests"]
-    assert needs_of("text with needs: openai") == []
+    assert needs_of("# Title\n\n<!-- page needs: openai requests -->\n\nText") == ["openai", "requests"]
+    assert needs_of("<!-- needs: openai -->\n```python\n```") == []

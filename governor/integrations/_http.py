@@ -7,11 +7,10 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from governor._governor import ConcurrencyGovernor
-from governor._permit import ConcurrencyPermit, Kind, new_permit
-from governor._stream import StreamPermit
+from governor._permit import ConcurrencyPermit, Kind
 from governor._validate import check_timeout
 
-__all__ = ["Gate", "keep"]
+__all__ = ["Gate"]
 
 R = TypeVar("R")
 
@@ -48,18 +47,9 @@ class Gate(Generic[R]):
         return self._when is None or bool(self._when(request))
 
     def acquire(self) -> ConcurrencyPermit:
-        """Wait for a permit, which a response may keep."""
-        return keep(self.governor.acquire(self.kind, self.timeout))
+        """Wait for a permit that a response may keep: to drop it is to end it."""
+        return self.governor.acquire(self.kind, self.timeout)._pass_on()
 
     def request(self) -> Future[ConcurrencyPermit]:
         """Return a future that stands in line for a permit."""
         return self.governor.request(self.kind)
-
-
-def keep(permit: ConcurrencyPermit) -> ConcurrencyPermit:
-    """Return the permit as one that warns of nothing: to drop a response is to end it."""
-    if not isinstance(permit, ConcurrencyPermit):
-        return permit  # of another kind of governor
-    kept = new_permit(StreamPermit)
-    permit._pass_to(kept)
-    return kept

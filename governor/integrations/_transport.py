@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from governor._errors import AcquireTimeout
 from governor._permit import ConcurrencyPermit
-from governor.integrations._http import Gate, keep
+from governor.integrations._http import Gate
 
 __all__ = ["AsyncStream", "AsyncTransport", "Stream", "Transport"]
 
@@ -267,13 +267,13 @@ async def _acquire(gate: Gate[Any]) -> ConcurrencyPermit:
         if not request.done():
             async with asyncio.timeout(gate.timeout):
                 await asyncio.wrap_future(request)
-        return keep(request.result())
+        return request.result()._pass_on()
     except BaseException as error:
         if not request.cancel() and request.exception() is None:
             request.result().release()
         if isinstance(error, AcquireTimeout) or not isinstance(error, TimeoutError):
             raise
     try:
-        return keep(gate.governor.acquire(gate.kind, 0))
+        return gate.governor.acquire(gate.kind, 0)._pass_on()
     except AcquireTimeout as error:  # which knows what was in the way
         raise AcquireTimeout(error.what, gate.timeout, error.layers, error.waiting, error.governor) from None
