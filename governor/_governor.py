@@ -369,6 +369,11 @@ class ConcurrencyGovernor:
         """The name it was given; an agent's begins with the names above it: ``api/researcher``."""
         return self._name
 
+    @property
+    def parent(self) -> ConcurrencyGovernor | None:
+        """The governor that this agent belongs to; None for one that is no agent."""
+        return self._parent
+
     def stats(self) -> GovernorStats:
         """Return one consistent snapshot: ``available == max(0, limit - held)`` in every layer.
 
@@ -392,6 +397,26 @@ class ConcurrencyGovernor:
         )
         object.__setattr__(stats, "_over", tuple(over))
         return stats
+
+    def _survey(self) -> list[tuple[str | None, str, int, int, int]]:
+        """Return one snapshot of all limits: this governor's, and those of its agents that are in use.
+
+        Returns:
+            For each limit, whose it is (None: this governor's own; else the agent's name, as in
+            :class:`GovernorEvent`), ``"stream"``, ``"tool"`` or ``"global"``, and how many hold a
+            permit, wait for one, and may hold one.
+        """
+        rows: list[tuple[str | None, str, Node]] = []
+        found = [self]
+        for gov in found:
+            label = None if gov is self else gov._label()
+            for node in dict.fromkeys((gov._streams, gov._tools, *gov._own)):
+                if node.limit != UNLIMITED:
+                    rows.append((label, node.kind or "global", node))
+            below = [agent for ref in gov._agents.valuerefs() if (agent := ref()) is not None]
+            found += [agent for agent in below if agent._name != gov._name]  # no executor's branch
+        usage = self._global.tree.usage(*(node for _, _, node in rows)) if rows else []
+        return [(label, kind, *used) for (label, kind, _), used in zip(rows, usage, strict=True)]
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with a :class:`GovernorEvent` for what happens from now on, agents included.
@@ -434,6 +459,13 @@ class ConcurrencyGovernor:
             line.append(parent)
         return line
 
+    def _label(self) -> str | None:
+        """The agent's name below the root's, or None for what is the root's."""
+        root = self._lineage()[-1]._name
+        if self._name == root or self._name is None:
+            return None
+        return self._name if root is None else self._name.removeprefix(f"{root}/")
+
     def _tell(
         self,
         event: str,
@@ -444,11 +476,7 @@ class ConcurrencyGovernor:
     ) -> None:
         """Tell those who listen to this governor, or to one that it belongs to."""
         line = self._lineage()
-        root = line[-1]._name
-        agent = None
-        if self._name is not None and self._name != root:
-            agent = self._name if root is None else self._name.removeprefix(f"{root}/")
-        what: Any = (event, root, agent, kind, seconds, reason, limits)
+        what: Any = (event, line[-1]._name, self._label(), kind, seconds, reason, limits)
         for whose, listener in line[-1]._listeners:
             if whose in line:
                 try:

@@ -87,7 +87,17 @@ def climb(work: Work) -> BaseTool:
 
 
 def model(server: ModelServer) -> ChatOpenAI:
-    return ChatOpenAI(model="scripted", base_url=server.url, api_key="none", streaming=True, max_retries=0)
+    # Models share a client, and these tests share it among event loops, between which no connection
+    # may be handed on.
+    headers = {"Connection": "close"}
+    return ChatOpenAI(
+        model="scripted",
+        base_url=server.url,
+        api_key="none",
+        streaming=True,
+        max_retries=0,
+        default_headers=headers,
+    )
 
 
 def calls(name: str, **arguments: Any) -> str:
