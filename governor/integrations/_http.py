@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from governor._governor import ConcurrencyGovernor
 from governor._permit import ConcurrencyPermit, Kind
 from governor._validate import check_timeout
+from governor.integrations.asyncio import acquire
 
 __all__ = ["Gate"]
 
@@ -50,6 +50,6 @@ class Gate(Generic[R]):
         """Wait for a permit that a response may keep: to drop it is to end it."""
         return self.governor.acquire(self.kind, self.timeout)._pass_on()
 
-    def request(self) -> Future[ConcurrencyPermit]:
-        """Return a future that stands in line for a permit."""
-        return self.governor.request(self.kind)
+    async def acquire_async(self) -> ConcurrencyPermit:
+        """Wait for such a permit, the event loop running on."""
+        return (await acquire(self.governor, self.kind, self.timeout))._pass_on()

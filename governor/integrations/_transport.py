@@ -225,7 +225,7 @@ class AsyncTransport(_Governed[Q, R]):
             response = await self._transport.handle_async_request(request)
             return response
         try:
-            permit = await _acquire(self._gate)
+            permit = await self._gate.acquire_async()
         except AcquireTimeout as error:
             raise self._timed_out(error, request) from error
         try:
@@ -256,24 +256,3 @@ class AsyncTransport(_Governed[Q, R]):
             await self._transport.__aexit__(exc_type, exc_value, traceback)
         finally:
             self._give_back()
-
-
-async def _acquire(gate: Gate[Any]) -> ConcurrencyPermit:
-    """Wait for a permit; leave nothing in line, and nothing on its way, whatever ends the wait."""
-    asyncio.get_running_loop()  # under trio this says so, before anything is asked for
-    request = gate.request()
-    try:
-        # Where there is room nothing is awaited: a timeout of 0 would end even a future that is done.
-        if not request.done():
-            async with asyncio.timeout(gate.timeout):
-                await asyncio.wrap_future(request)
-        return request.result()._pass_on()
-    except BaseException as error:
-        if not request.cancel() and request.exception() is None:
-            request.result().release()
-        if isinstance(error, AcquireTimeout) or not isinstance(error, TimeoutError):
-            raise
-    try:
-        return gate.governor.acquire(gate.kind, 0)._pass_on()
-    except AcquireTimeout as error:  # which knows what was in the way
-        raise AcquireTimeout(error.what, gate.timeout, error.layers, error.waiting, error.governor) from None

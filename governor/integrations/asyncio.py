@@ -3,39 +3,89 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
 from types import TracebackType
+from typing import Any
 
 from governor._governor import ConcurrencyGovernor
 from governor._permit import ConcurrencyPermit, Kind
+from governor._validate import check_timeout
 
-__all__ = ["permit"]
+__all__ = ["acquire", "permit"]
+
+
+async def acquire(
+    governor: ConcurrencyGovernor, kind: Kind, timeout: float | None = None
+) -> ConcurrencyPermit:
+    """Wait for a permit without blocking the event loop; whoever gets it releases it.
+
+    It stands in the same line as threads do. A task that is cancelled while it waits leaves the line,
+    and a permit that was on its way to it is given back.
+
+    Args:
+        governor: Whose permit.
+        kind: ``"tool"`` or ``"stream"``.
+        timeout: Seconds to wait; None and infinity wait for ever, 0 does not wait.
+
+    Raises:
+        AcquireTimeout: none came in time (also a ``TimeoutError``).
+        SemaphoreClosed: the governor is closed, or was while waiting.
+        ConcurrencyLimitExceeded: ``max_queued`` are waiting already.
+        RuntimeError: no event loop of asyncio runs in this thread.
+    """
+    timeout = check_timeout(timeout)
+    loop = asyncio.get_running_loop()
+    request: Any = governor.request(kind)
+    timer = None
+    try:
+        if not request.done():
+            if timeout is not None:
+                timer = loop.call_later(timeout, request.expire, timeout)
+            await asyncio.wrap_future(request)
+        granted: ConcurrencyPermit = request.result()
+    except BaseException:
+        if not request.cancel() and request.exception() is None:
+            request.result().release()
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+    return granted
 
 
 class permit:
     """Hold a permit for the length of an ``async with`` block, without blocking the event loop.
 
-    It stands in the same line as threads do. A task that is cancelled while it waits leaves the
-    line, and a permit that was on its way to it is given back.
-
-    One is for one block at a time: make another for each task.
+    It waits as :func:`acquire` does. One is for one block at a time: make another for each task.
     """
 
-    def __init__(self, governor: ConcurrencyGovernor, kind: Kind) -> None:
-        """Ask ``governor`` for a permit of ``kind``, ``"tool"`` or ``"stream"``, on entering."""
+    def __init__(self, governor: ConcurrencyGovernor, kind: Kind, timeout: float | None = None) -> None:
+        """Ask for a permit on entering.
+
+        Args:
+            governor: Whose permit.
+            kind: ``"tool"`` or ``"stream"``.
+            timeout: Seconds to wait on entering; None waits for ever.
+
+        Raises:
+            TypeError: the timeout is not a number.
+            ValueError: it is negative.
+        """
         self._governor = governor
         self._kind: Kind = kind
-        self._request: Future[ConcurrencyPermit] | None = None
+        self._timeout = check_timeout(timeout)
+        self._in_use = False
+        self._permit: ConcurrencyPermit | None = None
 
     async def __aenter__(self) -> ConcurrencyPermit:
-        if self._request is not None:
+        if self._in_use:
             raise RuntimeError("this permit is in use: make one for each block, and each task")
+        self._in_use = True
         try:
-            self._request = self._governor.request(self._kind)
-            return await asyncio.wrap_future(self._request)
+            self._permit = await acquire(self._governor, self._kind, self._timeout)
         except BaseException:
-            self._give_back()
+            self._in_use = False
             raise
+        return self._permit
 
     async def __aexit__(
         self,
@@ -43,9 +93,6 @@ class permit:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._give_back()
-
-    def _give_back(self) -> None:
-        request, self._request = self._request, None
-        if request is not None and not request.cancel() and request.exception() is None:
-            request.result().release()
+        held, self._permit, self._in_use = self._permit, None, False
+        if held is not None:
+            held.release()

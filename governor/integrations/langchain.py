@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Container
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Container
+from contextlib import nullcontext
 from typing import Any
 
 try:
@@ -17,10 +16,9 @@ except ImportError as error:
         "governor.integrations.langchain needs langchain: pip install 'concurrency-governor[langchain]'"
     ) from error
 
-from governor._errors import AcquireTimeout, LayerUse
 from governor._governor import ConcurrencyGovernor
-from governor._permit import Kind
 from governor._validate import check_timeout
+from governor.integrations.asyncio import permit
 
 __all__ = ["GovernorMiddleware"]
 
@@ -82,7 +80,7 @@ class GovernorMiddleware(AgentMiddleware[Any, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
         """Call the model under a stream permit, without blocking the event loop."""
-        async with self._permit("stream"):
+        async with permit(self._governor, "stream", self._timeout):
             return await handler(request)
 
     def wrap_tool_call(
@@ -101,28 +99,5 @@ class GovernorMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> ToolMessage | Command[Any]:
         """Call a tool under a tool permit, without blocking the event loop."""
         exempt = request.tool_call["name"] in self._exempt
-        async with nullcontext() if exempt else self._permit("tool"):
+        async with nullcontext() if exempt else permit(self._governor, "tool", self._timeout):
             return await handler(request)
-
-    @asynccontextmanager
-    async def _permit(self, kind: Kind) -> AsyncGenerator[None]:
-        request = self._governor.request(kind)
-        try:
-            try:
-                # A permit that is there takes a step of the loop to arrive: that is no wait.
-                async with asyncio.timeout(None if request.done() else self._timeout):
-                    await asyncio.wrap_future(request)
-            except TimeoutError:
-                request.cancel()
-                raise self._refusal(kind) from None
-            yield
-        finally:
-            if not request.cancel() and request.exception() is None:
-                request.result().release()
-
-    def _refusal(self, kind: Kind) -> AcquireTimeout:
-        stats: Any = self._governor.stats()
-        own = LayerUse(f"{kind}s", getattr(stats, f"{kind}s_in_use"), getattr(stats, f"{kind}s_max"))
-        layers = own, LayerUse("global", stats.global_in_use, stats.global_max)
-        waiting = getattr(stats, f"{kind}s_waiting")
-        return AcquireTimeout(f"{kind} permit", self._timeout, layers, waiting, self._governor.name)

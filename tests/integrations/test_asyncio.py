@@ -11,12 +11,13 @@ import pytest
 from threads import Crew, until
 
 from governor import (
+    AcquireTimeout,
     ConcurrencyGovernor,
     ConcurrencyLimitExceeded,
     ConcurrencyPermit,
     SemaphoreClosed,
 )
-from governor.integrations.asyncio import permit
+from governor.integrations.asyncio import acquire, permit
 
 
 @pytest.fixture
@@ -203,6 +204,46 @@ async def by_a_timeout(task: asyncio.Task[None]) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.001):
             await task
+
+
+@pytest.mark.parametrize("timeout", [0, 0.01])
+def test_a_wait_may_have_an_end(gov: ConcurrencyGovernor, timeout: float) -> None:
+    async def main() -> None:
+        block = permit(gov, "tool", timeout)
+        async with permit(gov, "tool", timeout):
+            line = gov.request_tool()
+            with pytest.raises(AcquireTimeout, match="tools 1/1 in use, global 1/2, 1 waiting ahead") as told:
+                await block.__aenter__()
+            assert told.value.bound == timeout
+            assert books(gov) == (1, 0, 1)
+            line.cancel()
+        async with block:
+            assert books(gov) == (1, 0, 0)
+
+    asyncio.run(main())
+    assert books(gov) == (0, 0, 0)
+
+
+def test_who_got_a_permit_in_time_is_not_turned_out_of_line_later(gov: ConcurrencyGovernor) -> None:
+    async def main() -> None:
+        first = await acquire(gov, "tool")
+        waiter = asyncio.create_task(acquire(gov, "tool", timeout=0.05))
+        await in_line(gov, 1)
+        first.release()
+        granted = await waiter
+        await asyncio.sleep(0.06)  # past the timeout
+        assert granted.held
+        granted.release()
+
+    asyncio.run(main())
+
+
+def test_a_bad_timeout_is_refused_before_anything_is_asked_for(gov: ConcurrencyGovernor) -> None:
+    with pytest.raises(ValueError, match="timeout must be a number of seconds >= 0"):
+        permit(gov, "tool", timeout=-1)
+    with pytest.raises(ValueError, match="timeout must be a number of seconds >= 0"):
+        asyncio.run(acquire(gov, "tool", timeout=-1))
+    assert books(gov) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("end", [by_cancelling, by_a_timeout])
