@@ -17,6 +17,7 @@ except ImportError as error:
 
 from governor._events import GovernorEvent
 from governor._governor import ConcurrencyGovernor
+from governor.integrations._metrics import by_name
 
 __all__ = ["GovernorCollector"]
 
@@ -64,13 +65,7 @@ class GovernorCollector(Collector):
         Raises:
             ValueError: none, two of the same name, or an agent; or the registry has such metrics already.
         """
-        self._governors = {governor.name or "default": governor for governor in governors}
-        if not governors or len(self._governors) < len(governors):
-            raise ValueError(f"governors must be one or more, of different names, not {governors!r}")
-        if any(governor.parent is not None for governor in governors):
-            raise ValueError(
-                f"governors must not be agents, which are shown with their governor: {governors!r}"
-            )
+        self._governors = by_name(governors)
         self._agents = agents
         self._known: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
