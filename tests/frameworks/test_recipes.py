@@ -19,7 +19,7 @@ from governor import ConcurrencyGovernor
 from governor.integrations.asyncio import permit
 
 os.environ.update(CREWAI_DISABLE_TELEMETRY="true", CREWAI_TRACING_ENABLED="false")  # before it is imported
-os.environ.update(OTEL_SDK_DISABLED="true", CREWAI_DISABLE_VERSION_CHECK="true")
+os.environ.update(CREWAI_DISABLE_VERSION_CHECK="true")
 
 pytestmark = [
     pytest.mark.timeout(60),
