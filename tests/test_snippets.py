@@ -41,11 +41,18 @@ PAGES = {
 }
 
 
+def is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
+
+
 def program_of(page: str) -> str:
     """Return the page's code, each line at its place in the page, so that tracebacks point there."""
     lines = [""] * page.count("\n")
     for block in BLOCK.finditer(page):
-        if not block["excuse"] and all(map(find_spec, (block["needs"] or "").split())):
+        if not block["excuse"] and all(map(is_installed, (block["needs"] or "").split())):
             code = dedent(block["code"]).splitlines()
             first = page.count("\n", 0, block.start("code"))
             lines[first : first + len(code)] = code
@@ -62,7 +69,7 @@ def needs_of(page: str) -> list[str]:
 def test_the_snippets_of_a_page_run(name: str, tmp_path: Path, server: ModelServer, gates: Gates) -> None:
     program = program_of(PAGES[name])
     assert program.strip(), "no block of this page is run"
-    missing = [it for it in needs_of(PAGES[name]) if find_spec(it) is None]
+    missing = [it for it in needs_of(PAGES[name]) if not is_installed(it)]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
     gates.open()
@@ -113,7 +120,7 @@ def test_code_stays_in_its_line_and_an_excused_block_is_left_out() -> None:
     ```python
     fourth = 4
     ```
-    <!-- needs: json no_such_package -->
+    <!-- needs: json no_such_package.at_all -->
 
     ```python
     fifth = 5
