@@ -18,7 +18,7 @@ class GovernorEvent(NamedTuple):
         governor: The name of the governor, or None.
         agent: The name of its agent, those above it included (``"coder/tester"``), or None.
         kind: ``"stream"`` or ``"tool"``; None where it is about the governor itself.
-        seconds: Waited in line (acquired, rejected), or held (released); else None.
+        seconds: Since it asked (acquired, rejected), or held (released); else None.
         reason: Why it was rejected: ``"timeout"`` (also where it would not wait at all), ``"full"``
             (``max_queued``, or a place where it must not wait), ``"closed"``, ``"deadlock"``, or
             ``"cancelled"`` (a request that was cancelled, a wait that an exception ended).

@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from inspect import iscoroutinefunction
 from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from governor._calls import governed_stream, governed_tool
 from governor._events import GovernorEvent, Listener
-from governor._permit import ConcurrencyPermit, Kind, try_acquire, wait_for
+from governor._permit import ConcurrencyPermit, Kind, check_kind, try_acquire, wait_for
 from governor._request import request
 from governor._tree import HELD, UNLIMITED, Node, PermitHolder, is_closed, path
 from governor._validate import check_count, check_name, check_timeout, count_from_env, seconds_from_env
 
-__all__ = ["ConcurrencyGovernor", "GovernorStats"]
+__all__ = ["ConcurrencyGovernor", "GovernorStats", "check_governor"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -129,6 +130,7 @@ class ConcurrencyGovernor:
         self._agents: weakref.WeakValueDictionary[str, ConcurrencyGovernor]
         self._agents = weakref.WeakValueDictionary()
         self._listeners: tuple[tuple[ConcurrencyGovernor, Listener], ...] = ()  # the root's
+        self._closing = False
 
     @classmethod
     def with_defaults(cls) -> Self:
@@ -264,11 +266,8 @@ class ConcurrencyGovernor:
         return request(self._leaf(kind), self)
 
     def _leaf(self, kind: Kind) -> Node:
-        if kind == "tool":
-            return self._tools
-        if kind == "stream":
-            return self._streams
-        raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
+        check_kind(kind)
+        return self._tools if kind == "tool" else self._streams
 
     @overload
     def tool(self, fn: Callable[P, R], /, *, timeout: float | None = None) -> Callable[P, R]: ...
@@ -324,7 +323,7 @@ class ConcurrencyGovernor:
         Closing it stops only it, and frees the name; closing this governor closes it too.
 
         Args:
-            name: Unique among this governor's agents.
+            name: Unique among this governor's agents, without ``/``.
             max_tools: Concurrent tools of this agent, a count >= 0.
             max_streams: Concurrent streams of this agent; None: only the limits above hold.
 
@@ -332,7 +331,10 @@ class ConcurrencyGovernor:
             ValueError: the agent exists with other limits, or a limit or the name is bad.
             TypeError: a limit is not an integer, or the name not a string.
         """
-        check_name("name", name)
+        if "/" in check_name("name", name):
+            raise ValueError(
+                f"name must have no '/', which stands between an agent and its own agents: {name!r}"
+            )
         tools = check_count("max_tools", max_tools)
         streams = None if max_streams is None else check_count("max_streams", max_streams)
 
@@ -422,9 +424,10 @@ class ConcurrencyGovernor:
         """Call ``listener`` with a :class:`GovernorEvent` for what happens from now on, agents included.
 
         It is called in the thread concerned, with no lock held: in the one that waits, acquires or
-        gives back; for a request, in the one that hands the permit over; for a permit that was
-        dropped, in a new one. It should be quick, as that thread waits for it. An exception that it
-        raises is logged by the logger ``governor``, and does no harm.
+        gives back; for a request, in the one that hands the permit over, in the context in which it
+        was asked for; for a permit that was dropped, in a new one. It should be quick, as that thread
+        waits for it. An exception that it raises is logged by the logger ``governor``, and does no
+        harm.
 
         Every acquisition of which it is told is followed by one release. Of permits that were acquired
         before anybody listened it hears nothing. While there are listeners each operation takes longer.
@@ -433,10 +436,10 @@ class ConcurrencyGovernor:
             What to call to listen no longer.
 
         Raises:
-            TypeError: the listener is not callable.
+            TypeError: the listener is not callable, or async.
         """
-        if not callable(listener):
-            raise TypeError(f"listener must be callable, not {listener!r}")
+        if not callable(listener) or iscoroutinefunction(listener):
+            raise TypeError(f"listener must be a function that is not async, not {listener!r}")
         root, tree = self._lineage()[-1], self._global.tree
         entry = (self, listener)
 
@@ -476,13 +479,23 @@ class ConcurrencyGovernor:
     ) -> None:
         """Tell those who listen to this governor, or to one that it belongs to."""
         line = self._lineage()
-        what: Any = (event, line[-1]._name, self._label(), kind, seconds, reason, limits)
+        what: Any = (event, line[-1]._name, self._label(), kind, seconds, reason)
+        made = GovernorEvent(*what)
+        stop: BaseException | None = None
         for whose, listener in line[-1]._listeners:
-            if whose in line:
+            # Those of an agent hear when the governor above it closes, as then it is closed, too.
+            if whose in line or (event == "closed" and self in whose._lineage()):
                 try:
-                    listener(GovernorEvent(*what))
+                    listener(made._replace(limits=None if limits is None else dict(limits)))
                 except Exception:
-                    logging.getLogger("governor").exception("%r failed to hear of %r", listener, what)
+                    logging.getLogger("governor").exception("%r failed to hear of %r", listener, made)
+                except BaseException as error:
+                    stop = error  # when all have heard
+        if stop is not None:
+            try:
+                raise stop
+            finally:
+                del stop
 
     def holders(self) -> list[PermitHolder]:
         """Return who holds a permit of this governor or of its agents, the longest first.
@@ -532,7 +545,7 @@ class ConcurrencyGovernor:
             tree = self._global.tree
             tree.revise(*changes)
             if tree.observed:
-                self._tell("resized", limits=limits)
+                tree.tell_of(self, "resized", None, None, None, limits)
 
     # ---------------------------------------------------------------------------------- the end
 
@@ -542,19 +555,27 @@ class ConcurrencyGovernor:
         Permits that are held stay valid; those suspended were admitted already and may resume.
         Closing twice does nothing.
         """
-        tells = self._global.tree.observed and not self.closed
-        self._close()
-        if tells:
-            self._tell("closed")
+        tree = self._global.tree
+        if self._close() and tree.observed:
+            tree.tell_of(self, "closed")
 
-    def _close(self) -> None:
-        self._global.tree.revise(*((node, None) for node in self._own))
+    def _close(self) -> bool:
+        """Close. Returns whether it was open: of several threads that close, one gets True."""
+        tree = self._global.tree
+
+        def claim() -> bool:
+            first, self._closing = not self._closing, True
+            return first and not self.closed
+
+        first: bool = tree.atomically(self._global, claim)
+        tree.revise(*((node, None) for node in self._own))
 
         def free_the_name() -> None:
             if self._name is not None and _shared.get(self._name) is self:
                 del _shared[self._name]
 
         _registry.tree.atomically(_registry, free_the_name)
+        return first
 
     @property
     def closed(self) -> bool:
@@ -612,6 +633,16 @@ class ConcurrencyGovernor:
             "a governor cannot be pickled, as its limits hold in one process: "
             "make one in each process, for example with ConcurrencyGovernor.shared()"
         )
+
+
+def check_governor(governor: object) -> None:
+    """Refuse what is no governor.
+
+    Raises:
+        TypeError: it is not a ConcurrencyGovernor.
+    """
+    if not isinstance(governor, ConcurrencyGovernor):
+        raise TypeError(f"governor must be a ConcurrencyGovernor, not {governor!r}")
 
 
 def _options(prefix: str) -> dict[str, Any]:

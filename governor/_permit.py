@@ -15,9 +15,19 @@ from governor._deadlock import is_inside
 from governor._tree import AWAY, HELD, OUT, Holder, Node, Ticket, nothing, trees
 from governor._validate import check_timeout
 
-__all__ = ["ConcurrencyPermit", "Kind", "suspended", "try_acquire", "wait_for"]
+__all__ = ["ConcurrencyPermit", "Kind", "check_kind", "suspended", "try_acquire", "wait_for"]
 
 Kind = Literal["stream", "tool"]
+
+
+def check_kind(kind: str) -> None:
+    """Refuse what is no kind of permit.
+
+    Raises:
+        ValueError: it is neither ``"stream"`` nor ``"tool"``.
+    """
+    if kind not in ("stream", "tool"):
+        raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
 
 
 class ConcurrencyPermit(Holder):
@@ -176,7 +186,7 @@ class Suspension:
         except BaseException:
             _give_back(tickets)
             for ticket in tickets:
-                ticket.leaf.tree.tell_rejected(ticket, None, "cancelled")
+                ticket.leaf.tree.tell_cancelled(ticket)
             raise
         if refusal is not None:
             _give_back([it for it in tickets if it.state is AWAY])
@@ -240,7 +250,7 @@ def wait_for(permit: ConcurrencyPermit, timeout: float | None) -> ConcurrencyPer
     except BaseException:
         tree.after.append(ticket)
         tree.serve()
-        tree.tell_rejected(ticket, None, "cancelled")
+        tree.tell_cancelled(ticket)
         raise
     if refusal is not None:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED, LOGGER, PENDING, RUNNING
+from contextvars import copy_context
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -54,7 +56,7 @@ class Request(OwnedFuture[ConcurrencyPermit]):
             if permit is not None:
                 permit.release()
                 ticket = permit._ticket
-                ticket.leaf.tree.tell_rejected(ticket, None, "cancelled")
+                ticket.leaf.tree.tell_cancelled(ticket)
         except BaseException:
             if permit is not None and self.cancelled():
                 permit.release()
@@ -72,8 +74,11 @@ class Request(OwnedFuture[ConcurrencyPermit]):
         try:
             refusal = tree.withdraw(ticket)
             error = tree.error(refusal, ticket, timeout, what, name)
-            if error is not None and self.claim():
-                tree.tell_end(ticket, refusal, timeout)
+            if error is not None:
+                if not self.claim():
+                    tree.tell_cancelled(ticket)
+                    return
+                tree.tell_end(ticket, refusal, monotonic() - ticket.since)
                 self.set_exception(error)
         except BaseException:
             self.cancel()
@@ -102,11 +107,13 @@ class _Delivery:
     from others, for as long as no interrupt cuts it short.
     """
 
-    __slots__ = ("began", "future", "name", "permit", "taken")
+    __slots__ = ("began", "context", "future", "name", "permit", "taken")
 
     def __init__(self, future: Request, permit: ConcurrencyPermit, name: str | None) -> None:
         self.future, self.permit, self.name = future, permit, name
         self.began = monotonic()
+        # For listeners, who look at what is current where the permit was asked for.
+        self.context = copy_context() if permit._ticket.leaf.tree.observed else None
         self.taken: dict[int, object] = {}
 
     def release(self) -> None:
@@ -141,16 +148,22 @@ class _Delivery:
         elif ticket.state is HELD and future.claim():
             ticket.since = monotonic()
             ticket.waited = ticket.since - self.began
-            tree.tell_end(ticket, None, ticket.waited)
+            self._tell(tree.tell_end, ticket, None, ticket.waited)
             future.set_result(permit)
         elif ticket.state is WAITING and future.claim():  # turned out of the line, which is closed
-            tree.tell_rejected(ticket, monotonic() - self.began, "closed")
+            self._tell(tree.tell_rejected, ticket, monotonic() - self.began, "closed")
             future.set_exception(SemaphoreClosed(f"{permit.kind} permit", self.name))
         if ticket.state is WAITING or future.cancelled():
             permit.release()
         # Else the ticket, its gate, and the permit would keep each other for ever.
         future._permit = None
         ticket.gate = _NO_ONE
+
+    def _tell(self, tell: Callable[..., None], *what: Any) -> None:
+        if self.context is None:
+            tell(*what)
+        else:
+            self.context.run(tell, *what)
 
 
 def _deliver_all(queue: deque[_Delivery]) -> None:
@@ -192,5 +205,6 @@ def request(leaf: Node, source: Any) -> Future[ConcurrencyPermit]:
     except BaseException:
         tree.after.append(ticket)
         tree.serve()
+        tree.tell_cancelled(ticket)
         raise
     return future

@@ -438,15 +438,15 @@ class Tree:
 
     def suspend(self, ticket: Ticket) -> None:
         """Give back what a held ticket took, but keep its number for its return."""
-        if self._settled(self._suspend, ticket.leaf, ticket) is HELD:
+        if self._settled(self._suspend, ticket.leaf, ticket) is True:
             self._tell_released(ticket)
 
     def give_back(self, ticket: Ticket) -> None:
         """Take a ticket out of the books, wherever it is."""
-        was = self._settled(self._give_back, ticket.leaf, ticket)
-        if was is _BUSY:
+        told = self._settled(self._give_back, ticket.leaf, ticket)
+        if told is _BUSY:
             self.after.append(ticket)
-        elif was is HELD:
+        elif told:
             self._tell_released(ticket)
 
     def revise(self, *changes: tuple[Node, int | None]) -> None:
@@ -516,10 +516,10 @@ class Tree:
             except IndexError:
                 return  # another thread was quicker
             if isinstance(item, Ticket):
-                was = self._locked(self._give_back, item.leaf, (item,), wait=wait)
-                if was is _BUSY:
+                told = self._locked(self._give_back, item.leaf, (item,), wait=wait)
+                if told is _BUSY:
                     return  # whoever has the lock comes by here
-                if was is HELD:
+                if told:
                     self._tell_released(item, here=False)
             elif isinstance(item, Node):
                 if self._locked(self._revise, item, ((),), wait=wait) is _BUSY:
@@ -547,9 +547,10 @@ class Tree:
         """Tell listeners how an operation that asked for a permit has fared."""
         if isinstance(refusal, _Refusal):
             self.tell_rejected(ticket, seconds, _REASONS[refusal.error])
-        elif ticket.state is HELD and not getattr(ticket, "told", None):
-            ticket.told = True
+        elif self._settled(self._mark_told, ticket.leaf, ticket) is True:
             self.tell(ticket, "acquired", seconds)
+        else:
+            self.tell_cancelled(ticket)  # released by another thread while it waited to resume
 
     def tell_asked(self, ticket: Ticket, refusal: Any) -> None:
         """Tell listeners how an operation has fared so far that another thread will be told of."""
@@ -565,16 +566,18 @@ class Tree:
         else:
             self.tell_rejected(ticket, 0.0, "closed" if is_closed(ticket.leaf) else "timeout")
 
-    def tell_rejected(self, ticket: Ticket, seconds: float | None, reason: str) -> None:
+    def tell_cancelled(self, ticket: Ticket) -> None:
+        """Tell listeners that an operation was given up by whoever asked, unless they know its end."""
+        self.tell_rejected(ticket, max(0.0, monotonic() - ticket.since), "cancelled")
+
+    def tell_rejected(self, ticket: Ticket, seconds: float, reason: str) -> None:
         """Tell listeners that an operation got no permit, unless they know how it has fared."""
         if getattr(ticket, "told", None) is None:
             ticket.told = False
             self.tell(ticket, "rejected", seconds, reason)
 
     def _tell_released(self, ticket: Ticket, *, here: bool = True) -> None:
-        if getattr(ticket, "told", None):  # as what was had before there were listeners was not
-            ticket.told = False
-            self.tell(ticket, "released", max(0.0, monotonic() - ticket.since), here=here)
+        self.tell(ticket, "released", max(0.0, monotonic() - ticket.since), here=here)
 
     def tell(
         self,
@@ -586,16 +589,18 @@ class Tree:
         here: bool = True,
     ) -> None:
         """Tell listeners what happened to an operation, with the lock free."""
-        if not self.observed or ticket.source is None:
-            return
-        what = (event, ticket.leaf.kind, seconds, reason)
+        if self.observed and ticket.source is not None:
+            self.tell_of(ticket.source, event, ticket.leaf.kind, seconds, reason, here=here)
+
+    def tell_of(self, source: Any, *what: Any, here: bool = True) -> None:
+        """Have a governor tell its listeners something, with the lock free."""
         if here and not self.lock._is_owned():  # type: ignore[attr-defined]
-            ticket.source._tell(*what)
+            source._tell(*what)
             return
         # In a finalizer, or in a signal handler that interrupted a call with the lock in hand: what is
         # told may want a lock that this very thread has.
         try:
-            start_new_thread(ticket.source._tell, what)
+            start_new_thread(source._tell, what)
         except RuntimeError:
             pass  # the interpreter ends
 
@@ -707,10 +712,16 @@ class Tree:
         self._give_back(leaf, ticket)
         return refusal
 
-    def _give_back(self, leaf: Node, ticket: Ticket) -> str:
-        """Take out of the books. Returns the state that it was in."""
+    def _mark_told(self, leaf: Node, ticket: Ticket) -> bool:
+        if ticket.state is not HELD or getattr(ticket, "told", None):
+            return False
+        ticket.told = True
+        return True
+
+    def _give_back(self, leaf: Node, ticket: Ticket) -> bool:
+        """Take out of the books. Returns whether listeners know that it was held."""
         if (state := ticket.state) is OUT:
-            return OUT
+            return False
         number = ticket.number
         # Straight line.
         ticket.state = OUT
@@ -728,19 +739,19 @@ class Tree:
                 self._offer(leaf)
         if self.drains:
             self._open_drains()
-        return state
+        return state is HELD and _untold(ticket)
 
-    def _suspend(self, leaf: Node, ticket: Ticket) -> str:
-        """Take out of the books of those who hold. Returns the state that it was in."""
-        if (state := ticket.state) is not HELD:
-            return state
+    def _suspend(self, leaf: Node, ticket: Ticket) -> bool:
+        """Take out of the books of those who hold. Returns whether listeners know that it was held."""
+        if ticket.state is not HELD:
+            return False
         number = ticket.number
         # Straight line.
         ticket.state = AWAY
         self.away[number] = ticket
         del self.held[number]
         self._vacate(leaf)
-        return HELD
+        return _untold(ticket)
 
     def _revise(self, leaf: Node, changes: tuple[tuple[Node, int | None], ...]) -> None:
         for node, limit in changes:
@@ -936,12 +947,19 @@ class Tree:
                 node.clear()
         for node in () if self.dirty is None else path(self.dirty):
             node.clear()
-        for book in (self.held, self.line, self.away, self.drains):
-            book.clear()
-        self.after.clear()
+        self.held, self.line, self.away, self.drains = {}, {}, {}, {}
+        self.after = deque()
         self.dirty = None
         self.calm = self._is_calm()
         self.lock = RLock()
+
+
+def _untold(ticket: Ticket) -> bool:
+    """Whether listeners know that it was held, who are now to hear that it is no longer."""
+    if not getattr(ticket, "told", None):  # as what was had before there were listeners
+        return False
+    ticket.told = False
+    return True
 
 
 def _age(ticket: Ticket) -> int:
@@ -1039,10 +1057,36 @@ def trees() -> list[Tree]:
     return [tree for ref in list(_trees) if (tree := ref()) is not None]
 
 
+_forking = RLock()
+_entered: list[Tree] = []
+
+
+def _enter_all() -> None:
+    """Before a fork, without the global lock: see that no other thread is amid any tree's books.
+
+    A dict or deque that another thread is in the middle of would stay locked for ever in the child.
+    """
+    _forking.acquire()
+    for tree in sorted(trees(), key=id):
+        _entered.append(tree)
+        tree.lock.acquire()
+
+
+def _leave_all() -> None:
+    while _entered:
+        _entered.pop().lock.release()
+    _forking.release()
+
+
 def _forget_all() -> None:
+    global _forking, _entered
+    _forking, _entered = RLock(), []
     for tree in trees():
         tree._forget()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    if getattr(sys, "_is_gil_enabled", lambda: True)():
+        os.register_at_fork(after_in_child=_forget_all)
+    else:
+        os.register_at_fork(before=_enter_all, after_in_parent=_leave_all, after_in_child=_forget_all)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import random
+import signal
 import threading
 import weakref
 from collections import Counter
@@ -220,9 +222,12 @@ def test_an_agent_lives_as_long_as_somebody_listens_to_it(gov: ConcurrencyGovern
     assert gone() is None
 
 
-@pytest.mark.parametrize("listener", [None, "print", 7])
+async def hear_later(event: GovernorEvent) -> None: ...
+
+
+@pytest.mark.parametrize("listener", [None, "print", 7, hear_later])
 def test_what_cannot_be_called_is_refused(gov: ConcurrencyGovernor, listener: object) -> None:
-    with pytest.raises(TypeError, match="listener must be callable, not "):
+    with pytest.raises(TypeError, match="listener must be a function that is not async, not "):
         gov.subscribe(listener)  # type: ignore[arg-type]
 
 
@@ -320,6 +325,110 @@ def test_a_circle_that_closes_while_a_listener_is_told_is_seen() -> None:
         until(lambda: waiting(gov) == 2, "both in line, of whom one listens")
         go.set()
     assert ends == ["told", "had both"]
+
+
+def test_an_agent_is_told_when_the_governor_above_it_closes(gov: ConcurrencyGovernor) -> None:
+    diary = Diary(gov.agent("coder", max_tools=1))
+    gov.close()
+    assert diary.events == [GovernorEvent("closed", "api", None)]
+
+
+def test_of_many_who_close_one_is_told(gov: ConcurrencyGovernor) -> None:
+    for _ in range(50):
+        gov = ConcurrencyGovernor(1, 1, 1)
+        diary, start = Diary(gov), threading.Barrier(3)
+
+        def close(gov: ConcurrencyGovernor = gov, start: threading.Barrier = start) -> None:
+            start.wait()
+            gov.close()
+
+        with Crew() as crew:
+            for _ in range(3):
+                crew.start(close)
+        assert diary.told() == ["closed"]
+
+
+def test_what_stops_one_listener_keeps_nothing_from_the_others(gov: ConcurrencyGovernor) -> None:
+    def leave(event: GovernorEvent) -> None:
+        if event.event == "released":
+            raise SystemExit
+
+    gov.subscribe(leave)
+    diary = Diary(gov)
+    with pytest.raises(SystemExit), gov.acquire_tool():
+        pass
+    assert diary.told() == ["acquired", "released"]
+    assert is_idle(gov)
+
+
+@pytest.mark.parametrize("way", [lambda gov: gov.acquire_tool(5), lambda gov: gov.request_tool()])
+def test_an_operation_that_a_listener_ends_is_told_to_be_over(
+    gov: ConcurrencyGovernor, way: Callable[[ConcurrencyGovernor], object]
+) -> None:
+    def leave(event: GovernorEvent) -> None:
+        if event.event == "queued":
+            raise SystemExit
+
+    gov.subscribe(leave)
+    diary = Diary(gov)
+    with gov.acquire_tool(), pytest.raises(SystemExit):
+        way(gov)
+    assert diary.told() == ["acquired", "queued", "rejected cancelled", "released"]
+    assert all(it.seconds is not None for it in diary.events if it.event == "rejected")
+
+
+def test_a_listener_hears_in_the_context_of_who_asked(gov: ConcurrencyGovernor) -> None:
+    turn: contextvars.ContextVar[str] = contextvars.ContextVar("turn", default="nobody's")
+    heard: list[tuple[str, str]] = []
+    gov.subscribe(lambda event: heard.append((event.event, turn.get())))
+    holder = gov.acquire_tool()
+    request = contextvars.copy_context().run(lambda: (turn.set("his"), gov.request_tool())[1])
+    holder.release()
+    request.result().release()
+    assert heard == [
+        ("acquired", "nobody's"),
+        ("queued", "his"),
+        ("acquired", "his"),
+        ("released", "nobody's"),
+        ("released", "nobody's"),
+    ]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this platform has no such signals")
+def test_a_signal_handler_amid_a_step_is_told_of_without_the_lock(gov: ConcurrencyGovernor) -> None:
+    """What a listener does may need another thread, which may need the governor."""
+    looked: list[int] = []
+
+    def listen(event: GovernorEvent) -> None:
+        with Crew() as crew:
+            crew.start(lambda: looked.append(gov.stats().tools_max))
+
+    gov.subscribe(listen)
+    before = signal.signal(signal.SIGUSR1, lambda *_: gov.close())
+    try:
+        tree = gov._global.tree
+        tree.atomically(gov._global, lambda: signal.raise_signal(signal.SIGUSR1))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    until(lambda: looked == [1], "the other thread's look")
+    assert gov.closed
+
+
+def test_a_permit_that_is_released_while_it_waits_to_resume_is_told_of(
+    gov: ConcurrencyGovernor, diary: Diary
+) -> None:
+    def suspend(permit: ConcurrencyPermit) -> None:
+        with permit, permit.suspended():
+            held.append(gov.acquire_tool())
+
+    held: list[ConcurrencyPermit] = []
+    permit = gov.acquire_tool()
+    with Crew() as crew:
+        crew.start(suspend, permit)
+        until(lambda: waiting(gov), "it to wait for its place")
+        permit.release()
+    held.pop().release()
+    assert Counter(diary.told()) == {"acquired": 2, "released": 2, "queued": 1, "rejected cancelled": 1}
 
 
 # ------------------------------------------------------------------------------------- in a storm

@@ -588,6 +588,12 @@ def test_a_name_is_kept_while_someone_waits_for_it(narrow: ConcurrencyGovernor) 
         expect(ValueError, lambda: narrow.agent("coder", max_tools=2))
 
 
+def test_an_agents_name_has_no_slash(gov: ConcurrencyGovernor) -> None:
+    """Else two agents might have the same path."""
+    with pytest.raises(ValueError, match=r"name must have no '/', .*: 'a/b'"):
+        gov.agent("a/b", max_tools=1)
+
+
 def test_closing_an_agent_stops_only_it_and_frees_its_name(gov: ConcurrencyGovernor) -> None:
     agent = gov.agent("coder", max_tools=1)
     other, below = gov.agent("writer", max_tools=1), agent.agent("helper", max_tools=1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from typing import Generic, TypeVar
 
-from governor._governor import ConcurrencyGovernor
-from governor._permit import ConcurrencyPermit, Kind
+from governor._governor import ConcurrencyGovernor, check_governor
+from governor._permit import ConcurrencyPermit, Kind, check_kind
 from governor._validate import check_timeout
 from governor.integrations.asyncio import acquire
 
@@ -31,12 +32,10 @@ class Gate(Generic[R]):
             TypeError: an argument is of the wrong type.
             ValueError: the kind is another one, or the timeout is negative.
         """
-        if not callable(getattr(governor, "acquire", None)):
-            raise TypeError(f"governor must be a ConcurrencyGovernor, not {governor!r}")
-        if kind not in ("stream", "tool"):
-            raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
-        if when is not None and not callable(when):
-            raise TypeError(f"when must be a function of a request, or None, not {when!r}")
+        check_governor(governor)
+        check_kind(kind)
+        if when is not None and (not callable(when) or iscoroutinefunction(when)):
+            raise TypeError(f"when must be a function of a request, not async, or None, not {when!r}")
         self.timeout = check_timeout(acquire_timeout, "acquire_timeout")
         self.governor = governor
         self.kind: Kind = kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from governor._governor import ConcurrencyGovernor
+from governor._governor import ConcurrencyGovernor, check_governor
 
 __all__ = ["by_name"]
 
@@ -11,8 +11,11 @@ def by_name(governors: tuple[ConcurrencyGovernor, ...]) -> dict[str, Concurrency
     """Return the governors by the names that they are shown under.
 
     Raises:
+        TypeError: one is not a governor.
         ValueError: there are none, two have the same name, or one is an agent.
     """
+    for governor in governors:
+        check_governor(governor)
     named = {governor.name or "default": governor for governor in governors}
     if not governors or len(named) < len(governors):
         raise ValueError(f"governors must be one or more, of different names, not {governors!r}")

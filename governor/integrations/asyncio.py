@@ -6,8 +6,8 @@ import asyncio
 from types import TracebackType
 from typing import Any
 
-from governor._governor import ConcurrencyGovernor
-from governor._permit import ConcurrencyPermit, Kind
+from governor._governor import ConcurrencyGovernor, check_governor
+from governor._permit import ConcurrencyPermit, Kind, check_kind
 from governor._validate import check_timeout
 
 __all__ = ["acquire", "permit"]
@@ -34,6 +34,8 @@ async def acquire(
     """
     timeout = check_timeout(timeout)
     loop = asyncio.get_running_loop()
+    if timeout == 0:
+        return governor.acquire(kind, 0)  # which does not wait
     request: Any = governor.request(kind)
     timer = None
     try:
@@ -49,6 +51,7 @@ async def acquire(
     finally:
         if timer is not None:
             timer.cancel()
+        del request  # else its error and this frame would keep each other, and the agent
     return granted
 
 
@@ -67,9 +70,11 @@ class permit:
             timeout: Seconds to wait on entering; None waits for ever.
 
         Raises:
-            TypeError: the timeout is not a number.
-            ValueError: it is negative.
+            TypeError: an argument is of the wrong type.
+            ValueError: the kind is another one, or the timeout is negative.
         """
+        check_governor(governor)
+        check_kind(kind)
         self._governor = governor
         self._kind: Kind = kind
         self._timeout = check_timeout(timeout)

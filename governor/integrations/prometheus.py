@@ -68,7 +68,7 @@ class GovernorCollector(Collector):
         self._governors = by_name(governors)
         self._agents = agents
         self._known: set[tuple[str, str]] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close a governor, and so be told of it
         self._operations = Counter(
             "governor_operations", "Permits asked for, by outcome.", (*_LABELS, "outcome"), registry=None
         )
@@ -87,7 +87,7 @@ class GovernorCollector(Collector):
         self._stops = [governor.subscribe(self._hear) for governor in governors]
 
     def close(self) -> None:
-        """Listen no longer. The registry keeps what was counted until it is told to unregister this."""
+        """Listen no longer. The registry shows this until it is told to unregister it."""
         for stop in self._stops:
             stop()
 
@@ -141,15 +141,16 @@ class GovernorCollector(Collector):
             self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:
+        known = set(self._known)  # before the survey: who comes after it is not gone
         alive = {
             (name, agent)
             for name, governor in self._governors.items()
             for agent, *_ in governor._survey()
             if agent is not None
         }
+        gone = known - alive
         with self._lock:
-            gone = self._known - alive
-            self._known &= alive
+            self._known -= gone
         for name, agent in gone:
             for labels in ((name, "stream", agent), (name, "tool", agent)):
                 for outcome in _OUTCOMES:

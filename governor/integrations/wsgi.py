@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from governor._errors import AcquireTimeout, ConcurrencyLimitExceeded, SemaphoreClosed
 from governor._governor import ConcurrencyGovernor
-from governor._permit import ConcurrencyPermit, Kind
+from governor._permit import ConcurrencyPermit, Kind, check_kind
 from governor._validate import check_count, check_timeout
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ class GovernorMiddleware:
             TypeError: ``acquire_timeout`` is not a number, or ``retry_after`` not an integer.
             ValueError: one of them is negative, or the kind is another one.
         """
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind must be 'stream' or 'tool', not {kind!r}")
+        check_kind(kind)
         self._app = app
         self._governor = governor
         self._kind: Kind = kind

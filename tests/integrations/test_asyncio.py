@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -204,6 +206,33 @@ async def by_a_timeout(task: asyncio.Task[None]) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.001):
             await task
+
+
+def test_what_is_wrong_is_said_before_the_block_is_entered(gov: ConcurrencyGovernor) -> None:
+    with pytest.raises(ValueError, match="kind must be 'stream' or 'tool', not 'tol'"):
+        permit(gov, "tol")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="governor must be a ConcurrencyGovernor"):
+        permit("gov", "tool")  # type: ignore[arg-type]
+
+
+def test_a_refusal_keeps_nothing_alive(gov: ConcurrencyGovernor) -> None:
+    async def fail(agent: ConcurrencyGovernor) -> None:
+        with pytest.raises(AcquireTimeout):
+            await acquire(agent, "tool", timeout=0.001)
+
+    async def main() -> None:
+        agent = gov.agent("agent", max_tools=0)
+        gone = weakref.ref(agent)
+        await fail(agent)
+        await asyncio.sleep(0)  # the loop lets go of what it has called
+        del agent
+        assert gone() is None
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("timeout", [0, 0.01])

@@ -210,6 +210,14 @@ def test_several_governors_share_a_page(page: Page) -> None:
     assert not first._global.tree.observed
 
 
+@pytest.mark.parametrize("wrong", [["x"], [[ConcurrencyGovernor(1, 1, 1)]]])
+@pytest.mark.parametrize("library", ["prometheus", "opentelemetry"])
+def test_what_is_no_governor_is_refused(library: str, wrong: list[Any]) -> None:
+    pytest.importorskip("prometheus_client" if library == "prometheus" else "opentelemetry.sdk")
+    with pytest.raises(TypeError, match="governor must be a ConcurrencyGovernor, not"):
+        (collector_of if library == "prometheus" else instrumentation_of)(*wrong)
+
+
 @pytest.mark.parametrize("names", [[], ["a", "a"], [None, "default"]])
 @pytest.mark.parametrize("library", ["prometheus", "opentelemetry"])
 def test_governors_of_one_name_are_refused(library: str, names: list[str | None]) -> None:
