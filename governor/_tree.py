@@ -531,10 +531,7 @@ class Tree:
                     pass  # open already
             else:
                 # A finalizer may run amid anything, and must not deliver a grant to code of others.
-                try:
-                    start_new_thread(self.serve, ())
-                except RuntimeError:
-                    pass  # the interpreter ends
+                _in_a_thread(self.serve)
                 return
             try:
                 after.remove(item)
@@ -599,10 +596,7 @@ class Tree:
             return
         # In a finalizer, or in a signal handler that interrupted a call with the lock in hand: what is
         # told may want a lock that this very thread has.
-        try:
-            start_new_thread(source._tell, what)
-        except RuntimeError:
-            pass  # the interpreter ends
+        _in_a_thread(source._tell, *what)
 
     # ------------------------------------------------------------------------------- the lock
 
@@ -1001,6 +995,23 @@ def _find_circle(me: int, waits: dict[int, Node], owned: list[Ticket]) -> list[i
 def _what(leaf: Node) -> str:
     limited = len(leaf.above) > 1 and leaf.limit != UNLIMITED
     return f"{leaf.kind} permit ({leaf.name})" if limited else f"{leaf.kind} permit"
+
+
+def _in_a_thread(work: Callable[..., object], *args: object) -> None:
+    """Have a new thread do something, without waiting for that to begin."""
+    try:
+        start_new_thread(_start_a_thread, (work, args))
+    except RuntimeError:
+        pass  # the interpreter ends
+
+
+def _start_a_thread(work: Callable[..., object], args: tuple[object, ...]) -> None:
+    # One that `threading` knows: where code of others asks in one that it does not know who is running,
+    # it notes that thread, up to 3.12 for ever.
+    try:
+        threading.Thread(target=work, args=args, daemon=True).start()
+    except RuntimeError:
+        pass  # the interpreter ends
 
 
 def _thread_names() -> dict[int | None, str]:
