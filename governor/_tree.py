@@ -1075,17 +1075,22 @@ _entered: list[Tree] = []
 def _enter_all() -> None:
     """Before a fork, without the global lock: see that no other thread is amid any tree's books.
 
-    A dict or deque that another thread is in the middle of would stay locked for ever in the child.
+    A dict or deque that another thread is in the middle of would stay locked for ever in the child. No
+    step takes long; a thread that stays inside, whatever keeps it there, is not waited for.
     """
     _forking.acquire()
     for tree in sorted(trees(), key=id):
         _entered.append(tree)
-        tree.lock.acquire()
+        if not tree.lock.acquire(timeout=1):
+            _entered.pop()
 
 
 def _leave_all() -> None:
     while _entered:
-        _entered.pop().lock.release()
+        try:
+            _entered.pop().lock.release()
+        except RuntimeError:
+            pass  # interrupted before it was taken
     _forking.release()
 
 
