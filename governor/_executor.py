@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from governor._errors import SemaphoreClosed
 from governor._governor import ConcurrencyGovernor
-from governor._permit import ConcurrencyPermit, Kind
+from governor._permit import ConcurrencyPermit, Kind, check_kind
 from governor._request import OwnedFuture, Request
 from governor._tree import UNLIMITED
 from governor._validate import check_count, check_timeout
@@ -71,7 +71,7 @@ class GovernedExecutor(Executor):
         """
         if not isinstance(executor, Executor):
             raise TypeError(f"executor must be a concurrent.futures.Executor, not {executor!r}")
-        governor._leaf(kind)  # which refuses what is no kind
+        check_kind(kind)
         self._timeout = check_timeout(acquire_timeout, "acquire_timeout")
         self._kind: Kind = kind
         self._executor = executor

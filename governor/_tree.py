@@ -373,8 +373,7 @@ class Tree:
         ticket.since = monotonic()
         if not resumes:
             ticket.waited = ticket.since - began
-        if self.observed:
-            self.tell_end(ticket, refusal, ticket.since - began)
+        self.tell_end(ticket, refusal, ticket.since - began)
         return self.error(refusal, ticket, timeout, what, governor)
 
     def _sleep(
@@ -541,7 +540,9 @@ class Tree:
     # ----------------------------------------------------------------------------- listeners
 
     def tell_end(self, ticket: Ticket, refusal: Any, seconds: float) -> None:
-        """Tell listeners how an operation that asked for a permit has fared."""
+        """Tell listeners, if there are any, how an operation that asked for a permit has fared."""
+        if not self.observed:
+            return
         if isinstance(refusal, _Refusal):
             self.tell_rejected(ticket, seconds, _REASONS[refusal.error])
         elif self._settled(self._mark_told, ticket.leaf, ticket) is True:
@@ -569,7 +570,7 @@ class Tree:
 
     def tell_rejected(self, ticket: Ticket, seconds: float, reason: str) -> None:
         """Tell listeners that an operation got no permit, unless they know how it has fared."""
-        if getattr(ticket, "told", None) is None:
+        if self.observed and getattr(ticket, "told", None) is None:
             ticket.told = False
             self.tell(ticket, "rejected", seconds, reason)
 

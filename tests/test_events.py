@@ -209,6 +209,16 @@ def test_nobody_hears_of_what_was_acquired_before_he_listened(gov: ConcurrencyGo
     assert diary.events == []
 
 
+def test_nobody_hears_of_a_request_that_was_granted_before_he_listened(gov: ConcurrencyGovernor) -> None:
+    first = gov.acquire_tool()
+    requests = [gov.request_stream(), gov.request_tool()]  # at once, and from the line
+    first.release()
+    diary = Diary(gov)
+    for request in requests:
+        request.result().release()
+    assert diary.events == []
+
+
 def test_an_agent_lives_as_long_as_somebody_listens_to_it(gov: ConcurrencyGovernor) -> None:
     agent = gov.agent("coder", max_tools=1)
     diary = Diary(agent)
