@@ -236,6 +236,24 @@ def test_a_waiter_cancelled_in_the_line_leaves_no_ghost(sleep: Sleep) -> None:
     assert_all_is_back(gov)
 
 
+def test_an_operation_cancelled_as_it_resumes_leaves_no_ghost_and_is_not_held(sleep: Sleep) -> None:
+    """failsafe #400, for an operation on its way back: its outer block has not ended yet."""
+    gov = ConcurrencyGovernor(1, 1, 1)
+
+    def be_cancelled() -> None:
+        assert waiting(gov) == 1
+        raise Cancelled
+
+    with gov.acquire_tool() as permit:
+        with pytest.raises(Cancelled), permit.suspended():
+            other = gov.acquire_tool()
+            sleep.instead[get_ident()] = be_cancelled
+        assert waiting(gov) == 0
+        assert not permit.held
+        other.release()
+        assert_all_is_back(gov)
+
+
 @pytest.mark.parametrize(
     "error", [ValueError, asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit]
 )

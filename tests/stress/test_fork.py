@@ -135,6 +135,21 @@ def test_nobody_stands_in_the_childs_line() -> None:
         permit.release()
 
 
+def test_a_larger_limit_in_the_child_admits_nobody_of_the_parents_line() -> None:
+    gov = ConcurrencyGovernor(1, 1, 1)
+    permit = gov.acquire_tool()
+
+    def grow() -> None:
+        gov.resize(max_tools=2, max_global=2)
+        works_at_full_limits(gov)
+
+    with Crew() as crew:
+        crew.start(lambda: gov.acquire_tool().release())
+        until(lambda: gov.stats().tools_waiting == 1, "one in line")
+        in_child(grow)
+        permit.release()
+
+
 def test_a_fork_while_another_thread_is_inside_leaves_no_lock_taken() -> None:
     gov = ConcurrencyGovernor(1, 2, 2)
     inside, leave = threading.Event(), threading.Event()
