@@ -1,1 +1,1 @@
-"""Ratios, measured side by side in one run: ``python -m benchmarks``."""
+"""Governor beside what one would use in its place, in one run: ``python -m benchmarks``."""
