@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Generic, get_origin
 
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.pycode import ModuleAnalyzer
 
 project = "governor"
@@ -28,6 +29,7 @@ nitpick_ignore_regex = [
 myst_heading_anchors = 4
 highlight_language = "none"
 
+napoleon_use_ivar = True
 autoclass_content = "both"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -91,3 +93,6 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-bases", show_public_bases)
     app.connect("autodoc-process-docstring", restore_property, priority=600)
     app.connect("autodoc-skip-member", skip_fields)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as the docstrings call them
