@@ -31,6 +31,7 @@ highlight_language = "none"
 
 napoleon_use_ivar = True
 autoclass_content = "both"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
@@ -61,7 +62,7 @@ def show_public_bases(app: Sphinx, name: str, cls: type, options: object, bases:
 
 def public_bases(base: type) -> list[type]:
     """Return the class if users can name it, or what they can name of its bases."""
-    if "._" not in base.__module__ and not base.__name__.startswith("_"):
+    if not re.match(r"governor\b.*\._", f"{base.__module__}.{base.__name__}"):
         return [base]
     return [it for above in base.__bases__ if above not in (object, Generic) for it in public_bases(above)]
 
@@ -72,6 +73,19 @@ def restore_property(
     """Undo what napoleon does to a property: it takes the words before a colon for a type."""
     if what == "property":
         lines[:] = (getdoc(obj) or "").splitlines()
+
+
+def name_parameters(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """Name a function's parameters that are handed on, in a way that Sphinx can read."""
+    return signature and signature.replace("~typing.~P", "P"), returns
 
 
 def skip_fields(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool:
@@ -92,6 +106,7 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", add_contents)
     app.connect("autodoc-process-bases", show_public_bases)
     app.connect("autodoc-process-docstring", restore_property, priority=600)
+    app.connect("autodoc-process-signature", name_parameters)
     app.connect("autodoc-skip-member", skip_fields)
     for field in PyObject.doc_field_types:
         if field.name == "variable":
