@@ -70,7 +70,7 @@ class NonBlockingGovernor(ConcurrencyGovernor):
         slow_wait: float | None = None,
         name: str | None = None,
     ) -> None:
-        """Make a governor with these limits; as :class:`ConcurrencyGovernor`.
+        """Make a governor with these limits; as :class:`governor.ConcurrencyGovernor`.
 
         Raises:
             TypeError: a limit is not an integer, or the name not a string.
