@@ -2,7 +2,7 @@
 
 Sphinx, since it reads the docstrings of the code as it runs, and fails where a page or a docstring
 refers to what is not there. MyST, so that the pages stay plain Markdown, with links that hold wherever
-they are read. Furo, for a light and a dark theme and a narrow screen without a line of ours.
+they are read. Furo, for a light and a dark theme and a narrow screen.
 """
 
 import re
