@@ -5,11 +5,13 @@ from governor._errors import (
     ConcurrencyError,
     ConcurrencyLimitExceeded,
     DeadlockError,
+    LeaseLost,
     SemaphoreClosed,
 )
 from governor._events import GovernorEvent
 from governor._executor import GovernedExecutor
-from governor._governor import ConcurrencyGovernor, GovernorStats
+from governor._governor import Governor, GovernorStats
+from governor._in_process import ConcurrencyGovernor
 from governor._layer import Layer
 from governor._permit import ConcurrencyPermit, suspended
 from governor._tree import PermitHolder
@@ -22,9 +24,11 @@ __all__ = [
     "ConcurrencyPermit",
     "DeadlockError",
     "GovernedExecutor",
+    "Governor",
     "GovernorEvent",
     "GovernorStats",
     "Layer",
+    "LeaseLost",
     "PermitHolder",
     "SemaphoreClosed",
     "suspended",

@@ -14,6 +14,7 @@ __all__ = [
     "ConcurrencyLimitExceeded",
     "DeadlockError",
     "LayerUse",
+    "LeaseLost",
     "SemaphoreClosed",
     "ThreadWait",
 ]
@@ -126,6 +127,27 @@ class ConcurrencyLimitExceeded(_Refused):
         if self.bound is None:
             return ["it must not wait there: use try_acquire"]
         return [f"{self.waiting} waiting: raise max_queued, or submit less at once"]
+
+
+class LeaseLost(ConcurrencyError):
+    """A permit of a fleet was held for longer than its process could renew its lease.
+
+    Its place may have been granted to another process meanwhile.
+
+    Attributes:
+        what: What was held, such as ``"tool permit"``.
+        governor: The name of the fleet, or None.
+    """
+
+    def __init__(self, what: str, governor: str | None = None) -> None:
+        self.what, self.governor = what, governor
+        super().__init__(
+            f"{_called(governor)}this {what} is lost: its lease was over before it could be renewed, "
+            "and its place may be another's by now"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.governor), self.__dict__
 
 
 class DeadlockError(ConcurrencyError):

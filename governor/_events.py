@@ -14,7 +14,9 @@ class GovernorEvent(NamedTuple):
     Attributes:
         event: ``"queued"``: an operation stands in line. ``"acquired"``: it has a permit, or has it
             again after a suspension. ``"released"``: it has given it back, or suspended it.
-            ``"rejected"``: it got none. ``"resized"``, ``"closed"``: of the governor or agent itself.
+            ``"rejected"``: it got none. ``"lost"``: its permit may have been granted to others (of a fleet,
+            where its lease was over; ``"released"`` still follows). ``"resized"``, ``"closed"``: of the
+            governor or agent itself.
         governor: The name of the governor, or None.
         agent: The name of its agent, those above it included (``"coder/tester"``), or None.
         kind: ``"stream"`` or ``"tool"``; None where it is about the governor itself.
@@ -25,7 +27,7 @@ class GovernorEvent(NamedTuple):
         limits: The limits that were changed, by the name of the argument of ``resize``; else None.
     """
 
-    event: Literal["queued", "acquired", "released", "rejected", "resized", "closed"]
+    event: Literal["queued", "acquired", "released", "rejected", "lost", "resized", "closed"]
     governor: str | None
     agent: str | None
     kind: Literal["stream", "tool"] | None = None

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any, ParamSpec, TypeVar
 
 from governor._errors import SemaphoreClosed
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor._permit import ConcurrencyPermit, Kind, check_kind
 from governor._request import OwnedFuture, Request
 from governor._tree import UNLIMITED
@@ -51,7 +51,7 @@ class GovernedExecutor(Executor):
 
     def __init__(
         self,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         executor: Executor,
         *,
         kind: Kind = "tool",

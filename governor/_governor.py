@@ -1,10 +1,10 @@
-"""The governor: the named layers of an agent, and the ways to get a permit."""
+"""What every governor is: the named layers of an agent, and the ways to get a permit."""
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +17,12 @@ from governor._events import GovernorEvent, Listener
 from governor._permit import ConcurrencyPermit, Kind, check_kind, try_acquire, wait_for
 from governor._request import request
 from governor._tree import HELD, UNLIMITED, Node, PermitHolder, is_closed, path
-from governor._validate import check_count, check_name, check_timeout, count_from_env, seconds_from_env
+from governor._validate import check_count, check_name, check_timeout
 
-__all__ = ["ConcurrencyGovernor", "GovernorStats", "check_governor"]
+__all__ = ["Governor", "GovernorStats", "check_governor"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_DEFAULTS = {"max_streams": 4, "max_tools": 8, "max_global": 16}
 
 
 @dataclass(frozen=True)
@@ -69,134 +67,26 @@ class GovernorStats:
         return self.global_max - self.global_available + self._over[2]
 
 
-class ConcurrencyGovernor:
-    """Bounds an agent's concurrent streams, tools, and operations in all.
+class Governor:
+    """What every governor can do: :class:`ConcurrencyGovernor` in one process, others in many.
 
-    An LLM agent's turn opens streams, fires a burst of tool calls, starts sub-agents that do the
-    same. A governor is what they all ask first::
-
-        gov = ConcurrencyGovernor(max_streams=4, max_tools=8, max_global=16)
-        with gov.acquire_tool():
-            run_tool()
-
-    A permit takes one of its kind's layer and one of the global layer, both in one step, so that a
-    waiter holds nothing of either. Waiters are served in the order of their coming, skipping only
-    those whose layers are full. All methods may be called from any thread.
-
-    Limits hold in one process: a forked child starts with its own full limits.
+    For annotations, and for ``isinstance``: whatever takes a governor takes each kind.
     """
 
-    def __init__(
-        self,
-        max_streams: int,
-        max_tools: int,
-        max_global: int,
-        *,
-        max_queued: int | None = None,
-        slow_wait: float | None = None,
-        name: str | None = None,
-    ) -> None:
-        """Make a governor with these limits.
-
-        Args:
-            max_streams: Concurrent streams, a count >= 0. 0 pauses the layer until it is resized.
-            max_tools: Concurrent tools, likewise.
-            max_global: Concurrent operations of both kinds, likewise.
-            max_queued: How many may wait for each kind, agents' waiters included; a further acquire
-                raises ``ConcurrencyLimitExceeded`` at once. None: any number.
-            slow_wait: Seconds after which a wait of a thread is logged as a warning, with who holds
-                what, by the logger ``governor``. None: never.
-            name: For messages and metrics.
-
-        Raises:
-            TypeError: a limit is not an integer, or the name not a string.
-            ValueError: a limit is negative, or the name empty.
-        """
-        streams = check_count("max_streams", max_streams)
-        tools = check_count("max_tools", max_tools)
-        everything = check_count("max_global", max_global)
-        queued = UNLIMITED if max_queued is None else check_count("max_queued", max_queued)
-        self._name = None if name is None else check_name("name", name)
-        self._parent: ConcurrencyGovernor | None = None
-        self._global = Node(everything, "global")
-        self._global.tree.slow_wait = check_timeout(slow_wait, "slow_wait")
-        self._streams = Node(streams, "streams", self._global, "stream", queued)
-        self._tools = Node(tools, "tools", self._global, "tool", queued)
-        self._own: tuple[Node, ...] = (self._global,)
-        self._begin((streams, tools, everything))
+    _name: str | None
+    _parent: Self | None
+    _global: Node
+    _streams: Node
+    _tools: Node
+    _own: tuple[Node, ...]
+    _permit = ConcurrencyPermit
 
     def _begin(self, limits: tuple[int | None, ...]) -> None:
         self._made_with = limits
-        self._agents: weakref.WeakValueDictionary[str, ConcurrencyGovernor]
+        self._agents: weakref.WeakValueDictionary[str, Governor]
         self._agents = weakref.WeakValueDictionary()
-        self._listeners: tuple[tuple[ConcurrencyGovernor, Listener], ...] = ()  # the root's
+        self._listeners: tuple[tuple[Governor, Listener], ...] = ()  # the root's
         self._closing = False
-
-    @classmethod
-    def with_defaults(cls) -> Self:
-        """Make a governor with 4 streams, 8 tools, 16 operations in all."""
-        return cls(*_DEFAULTS.values())
-
-    @classmethod
-    def from_env(cls, prefix: str = "GOVERNOR_") -> Self:
-        """Make a governor with limits from the environment.
-
-        Reads ``GOVERNOR_MAX_STREAMS``, ``GOVERNOR_MAX_TOOLS``, ``GOVERNOR_MAX_GLOBAL``,
-        ``GOVERNOR_MAX_QUEUED`` and ``GOVERNOR_SLOW_WAIT``; those not set take the defaults: 4, 8, 16,
-        no bound, and no log.
-
-        Args:
-            prefix: What the variables' names begin with.
-
-        Raises:
-            ValueError: a variable is not a number >= 0 as it should be; the message names it.
-        """
-        return cls(*_limits(prefix, {}), **_options(prefix))
-
-    @classmethod
-    def shared(
-        cls,
-        name: str = "default",
-        *,
-        max_streams: int | None = None,
-        max_tools: int | None = None,
-        max_global: int | None = None,
-    ) -> ConcurrencyGovernor:
-        """Return the one governor of that name in this process, made on first use.
-
-        Closing it frees the name.
-
-        Args:
-            name: The name to share it under.
-            max_streams: As for the class; None takes what ``from_env`` would, or what is there.
-            max_tools: Likewise.
-            max_global: Likewise.
-
-        Raises:
-            ValueError: it was made with other limits than these, or a limit is bad.
-            TypeError: a limit is not an integer, or the name not a string.
-        """
-        check_name("name", name)
-        asked = {"max_streams": max_streams, "max_tools": max_tools, "max_global": max_global}
-        for argument, value in asked.items():
-            if value is not None:
-                asked[argument] = check_count(argument, value)
-
-        def find_or_make() -> ConcurrencyGovernor:
-            found = _shared.get(name)
-            if found is None or found.closed:
-                limits, options = _limits("GOVERNOR_", asked), _options("GOVERNOR_")
-                found = _shared[name] = ConcurrencyGovernor(*limits, **options, name=name)
-            return found
-
-        found: ConcurrencyGovernor = _registry.tree.atomically(_registry, find_or_make)
-        for (argument, value), made_with in zip(asked.items(), found._made_with, strict=True):
-            if value not in (None, made_with):
-                raise ValueError(
-                    f"{argument}={value}: the shared governor {name!r} was made with {made_with}: "
-                    "ask for that, or for none, or close it first"
-                )
-        return found
 
     # ---------------------------------------------------------------------------- permits
 
@@ -315,7 +205,7 @@ class ConcurrencyGovernor:
 
     # ------------------------------------------------------------------------------- agents
 
-    def agent(self, name: str, *, max_tools: int, max_streams: int | None = None) -> ConcurrencyGovernor:
+    def agent(self, name: str, *, max_tools: int, max_streams: int | None = None) -> Self:
         """Return the governor of one agent (or provider, or tool): its own limits under this one's.
 
         It has the same API, agents of its own included. The same name again gives the same agent
@@ -338,13 +228,13 @@ class ConcurrencyGovernor:
         tools = check_count("max_tools", max_tools)
         streams = None if max_streams is None else check_count("max_streams", max_streams)
 
-        def find_or_make() -> ConcurrencyGovernor:
+        def find_or_make() -> Self:
             found = self._agents.get(name)
             if found is None or any(node.closed for node in found._own):
                 found = self._agents[name] = self._make_agent(name, tools, streams)
             return found
 
-        found: ConcurrencyGovernor = self._global.tree.atomically(self._global, find_or_make)
+        found: Self = self._global.tree.atomically(self._global, find_or_make)
         if found._made_with != (streams, tools):
             raise ValueError(
                 f"agent {name!r} exists with max_streams={found._made_with[0]}, "
@@ -352,17 +242,21 @@ class ConcurrencyGovernor:
             )
         return found
 
-    def _make_agent(self, name: str, tools: int, streams: int | None) -> ConcurrencyGovernor:
-        agent = ConcurrencyGovernor.__new__(ConcurrencyGovernor)
+    def _make_agent(self, name: str, tools: int, streams: int | None) -> Self:
+        agent = type(self).__new__(type(self))
         agent._name = name if self._name is None else f"{self._name}/{name}"
         agent._parent = self
         agent._global = self._global
         own = UNLIMITED if streams is None else streams
-        agent._streams = Node(own, f"streams of {agent._name!r}", self._streams, "stream")
-        agent._tools = Node(tools, f"tools of {agent._name!r}", self._tools, "tool")
+        agent._streams = self._branch(name, own, self._streams, f"streams of {agent._name!r}")
+        agent._tools = self._branch(name, tools, self._tools, f"tools of {agent._name!r}")
         agent._own = (agent._streams, agent._tools)
         agent._begin((streams, tools))
         return agent
+
+    def _branch(self, name: str, limit: int, above: Node, label: str) -> Node:
+        """Return an agent's layer."""
+        return Node(limit, label, above, above.kind)
 
     # --------------------------------------------------------------------- looking and steering
 
@@ -372,7 +266,7 @@ class ConcurrencyGovernor:
         return self._name
 
     @property
-    def parent(self) -> ConcurrencyGovernor | None:
+    def parent(self) -> Self | None:
         """The governor that this agent belongs to; None for one that is no agent."""
         return self._parent
 
@@ -455,9 +349,9 @@ class ConcurrencyGovernor:
         tree.atomically(self._global, listen)
         return lambda: tree.atomically(self._global, stop)
 
-    def _lineage(self) -> list[ConcurrencyGovernor]:
+    def _lineage(self) -> list[Governor]:
         """This governor, the one it belongs to, and so on up to the root."""
-        line: list[ConcurrencyGovernor] = [self]
+        line: list[Governor] = [self]
         while (parent := line[-1]._parent) is not None:
             line.append(parent)
         return line
@@ -569,12 +463,6 @@ class ConcurrencyGovernor:
 
         first: bool = tree.atomically(self._global, claim)
         tree.revise(*((node, None) for node in self._own))
-
-        def free_the_name() -> None:
-            if self._name is not None and _shared.get(self._name) is self:
-                del _shared[self._name]
-
-        _registry.tree.atomically(_registry, free_the_name)
         return first
 
     @property
@@ -639,28 +527,10 @@ def check_governor(governor: object) -> None:
     """Refuse what is no governor.
 
     Raises:
-        TypeError: it is not a ConcurrencyGovernor.
+        TypeError: it is not a governor.
     """
-    if not isinstance(governor, ConcurrencyGovernor):
-        raise TypeError(f"governor must be a ConcurrencyGovernor, not {governor!r}")
-
-
-def _options(prefix: str) -> dict[str, Any]:
-    return {
-        "max_queued": count_from_env(f"{prefix}MAX_QUEUED"),
-        "slow_wait": seconds_from_env(f"{prefix}SLOW_WAIT"),
-    }
-
-
-def _limits(prefix: str, given: Mapping[str, int | None]) -> list[int]:
-    """The limits given; in place of those that are not, the environment's, or the defaults."""
-    limits: list[int] = []
-    for argument, default in _DEFAULTS.items():
-        limit = given.get(argument)
-        if limit is None:
-            limit = count_from_env(prefix + argument.upper())
-        limits.append(default if limit is None else limit)
-    return limits
+    if not isinstance(governor, Governor):
+        raise TypeError(f"governor must be a ConcurrencyGovernor or another governor, not {governor!r}")
 
 
 def _limited(node: Node) -> Node:
@@ -668,9 +538,3 @@ def _limited(node: Node) -> Node:
     while node.limit == UNLIMITED and node.parent is not None:
         node = node.parent
     return node
-
-
-# The governors that `shared` hands out, and a tree of no other use than its lock, which no
-# interrupt leaves taken and no fork inherits.
-_shared: dict[str, ConcurrencyGovernor] = {}
-_registry = Node(0, "registry")

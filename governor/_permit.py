@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 from governor._deadlock import is_inside
+from governor._errors import LeaseLost
 from governor._tree import AWAY, HELD, OUT, Holder, Node, Ticket, nothing, trees
 from governor._validate import check_timeout
 
@@ -60,6 +61,25 @@ class ConcurrencyPermit(Holder):
     def waited(self) -> float:
         """Seconds spent in line before it was granted."""
         return getattr(self._ticket, "waited", 0.0)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the place may be another's by now, though it is held. Only a fleet loses permits."""
+        return False
+
+    @property
+    def fence(self) -> int:
+        """Its age: a number that is greater than those of all that asked before it (a fencing token)."""
+        return self._ticket.number
+
+    def check(self) -> None:
+        """Go on only while the place is surely this operation's.
+
+        Raises:
+            LeaseLost: the permit is :attr:`lost`.
+        """
+        if self.lost:
+            raise LeaseLost(f"{self.kind} permit", self._ticket.source.name)
 
     def release(self) -> None:
         """Give the place back. Does nothing if that has happened already. Any thread may call it."""
@@ -111,7 +131,7 @@ class ConcurrencyPermit(Holder):
 
     def _pass_on(self) -> ConcurrencyPermit:
         """Let another permit be the one for this operation: no thread owns that, and it may be dropped."""
-        ticket, heir = self._ticket, object.__new__(ConcurrencyPermit)
+        ticket, heir = self._ticket, object.__new__(type(self))
         rest, drop = Ticket(), partial(ticket, warns=False)
         rest.leaf, rest.source, rest.state, rest.owner = ticket.leaf, ticket.source, OUT, None
         # Straight line.
@@ -265,7 +285,7 @@ def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
 
     ``source`` lives as long as the permit is out.
     """
-    permit, tree = ConcurrencyPermit(leaf, source), leaf.tree
+    permit, tree = source._permit(leaf, source), leaf.tree
     if permit._ticket.state is HELD:
         return permit
     ticket = permit._ticket

@@ -183,7 +183,7 @@ _NO_ONE = _NoOne()
 
 def request(leaf: Node, source: Any) -> Future[ConcurrencyPermit]:
     """Return a future that stands in line for a permit for the path of ``leaf``."""
-    permit, future, tree = ConcurrencyPermit(leaf, source), Request(), leaf.tree
+    permit, future, tree = source._permit(leaf, source), Request(), leaf.tree
     delivery, ticket = _Delivery(future, permit, source.name), permit._ticket
     if ticket.state is HELD:
         delivery.deliver(None)

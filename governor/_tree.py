@@ -93,21 +93,26 @@ class Ticket:
     ``entry``; ``source`` is whoever asked for it, kept alive as long as the ticket is in the books.
     ``waiter`` is the thread that waits with no timeout. ``refusal`` is why one was turned out of the
     line, and ``since`` the time when the place was taken. ``told`` says what listeners know: True that
-    it has its place, False that it has none, None that it has asked.
+    it has its place, False that it has none, None that it has asked. ``fence``, ``lost`` and
+    ``serial`` are a fleet's: its age among all, whether its place may be another's by now, and what the
+    fleet knows its place by.
     """
 
     __slots__ = (
-        "entry", "frame", "gate", "leaf", "number", "owner", "refusal", "since", "source", "state", "told",
-        "waited", "waiter",
+        "entry", "fence", "frame", "gate", "leaf", "lost", "number", "owner", "refusal", "serial", "since",
+        "source", "state", "told", "waited", "waiter",
     )  # fmt: skip
 
     entry: int
+    fence: int
     frame: int
     gate: Gate
     leaf: Node
+    lost: bool
     number: int
     owner: int | None
     refusal: _Refusal
+    serial: int
     since: float
     source: Any
     state: str
@@ -297,17 +302,20 @@ class PermitHolder(NamedTuple):
         governor: The name of the governor or agent it is from, or None.
         thread: The name of the thread that entered it, or None.
         seconds: For how long it has been held, in seconds.
+        process: Of a fleet, where it is held, as ``host:pid``; else None.
     """
 
     kind: str
     governor: str | None
     thread: str | None
     seconds: float
+    process: str | None = None
 
     def __str__(self) -> str:
         who = f" by thread {self.thread!r}" if self.thread else ""
         of = f" of {self.governor!r}" if self.governor else ""
-        return f"{self.kind}{of}{who} for {self.seconds:.1f} s"
+        at = f" in {self.process}" if self.process else ""
+        return f"{self.kind}{of}{who}{at} for {self.seconds:.1f} s"
 
 
 class Tree:

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from governor._errors import LayerUse
-from governor._governor import ConcurrencyGovernor, check_governor
+from governor._governor import Governor, check_governor
+from governor._in_process import ConcurrencyGovernor
 from governor._tree import _PARKED, Node, PermitHolder, Ticket, Tree, _uses, path
 from governor._validate import check_timeout
 
 __all__ = ["NonBlockingGovernor", "WouldBlock", "assert_all_returned"]
 
-G = TypeVar("G", bound=ConcurrencyGovernor)
+G = TypeVar("G", bound=Governor)
 
 
 class WouldBlock(AssertionError):
@@ -136,7 +137,7 @@ def assert_all_returned(governor: G, *, timeout: float = 1.0) -> Generator[G, No
 
     Raises:
         AssertionError: not all is back; it names who holds what.
-        TypeError: it is not a ConcurrencyGovernor.
+        TypeError: it is not a governor.
         ValueError: the timeout is negative.
     """
     check_governor(governor)

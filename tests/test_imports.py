@@ -29,6 +29,7 @@ FLOORS = {
     "_stream": 3,
     "_calls": 3.5,
     "_governor": 4,
+    "_in_process": 4.5,
     "_executor": 5,
     "__init__": 5.5,
     "testing": 6,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from inspect import iscoroutinefunction
 from typing import Generic, TypeVar
 
-from governor._governor import ConcurrencyGovernor, check_governor
+from governor._governor import Governor, check_governor
 from governor._permit import ConcurrencyPermit, Kind, check_kind
 from governor._validate import check_timeout
 from governor.integrations.asyncio import acquire
@@ -21,7 +21,7 @@ class Gate(Generic[R]):
 
     def __init__(
         self,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         kind: Kind,
         acquire_timeout: float | None,
         when: Callable[[R], object] | None,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from governor._governor import ConcurrencyGovernor, check_governor
+from governor._governor import Governor, check_governor
 
 __all__ = ["by_name"]
 
 
-def by_name(governors: tuple[ConcurrencyGovernor, ...]) -> dict[str, ConcurrencyGovernor]:
+def by_name(governors: tuple[Governor, ...]) -> dict[str, Governor]:
     """Return the governors by the names that they are shown under.
 
     Raises:

@@ -6,16 +6,14 @@ import asyncio
 from types import TracebackType
 from typing import Any
 
-from governor._governor import ConcurrencyGovernor, check_governor
+from governor._governor import Governor, check_governor
 from governor._permit import ConcurrencyPermit, Kind, check_kind
 from governor._validate import check_timeout
 
 __all__ = ["acquire", "permit"]
 
 
-async def acquire(
-    governor: ConcurrencyGovernor, kind: Kind, timeout: float | None = None
-) -> ConcurrencyPermit:
+async def acquire(governor: Governor, kind: Kind, timeout: float | None = None) -> ConcurrencyPermit:
     """Wait for a permit without blocking the event loop; whoever gets it releases it.
 
     It stands in the same line as threads do. A task that is cancelled while it waits leaves the line,
@@ -61,7 +59,7 @@ class permit:
     It waits as :func:`acquire` does. One is for one block at a time: make another for each task.
     """
 
-    def __init__(self, governor: ConcurrencyGovernor, kind: Kind, timeout: float | None = None) -> None:
+    def __init__(self, governor: Governor, kind: Kind, timeout: float | None = None) -> None:
         """Ask for a permit on entering.
 
         Args:

@@ -12,7 +12,8 @@ except ImportError as error:
         "governor.integrations.celery needs celery: pip install 'concurrency-governor[celery]'"
     ) from error
 
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
+from governor._in_process import ConcurrencyGovernor
 from governor._permit import Kind
 
 __all__ = ["GovernedTask"]
@@ -50,7 +51,7 @@ class GovernedTask(_Task):
         acquire_timeout: Seconds that a run waits for its permit; None waits for ever.
     """
 
-    governor: ConcurrencyGovernor | None = None
+    governor: Governor | None = None
     kind: Kind = "tool"
     acquire_timeout: float | None = None
 

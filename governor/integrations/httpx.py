@@ -11,7 +11,7 @@ except ImportError as error:
         "governor.integrations.httpx needs httpx: pip install 'concurrency-governor[httpx]'"
     ) from error
 
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor._permit import Kind
 from governor.integrations._http import Gate
 from governor.integrations._transport import AsyncStream, AsyncTransport, Stream, Transport
@@ -43,7 +43,7 @@ class GovernedTransport(Transport[httpx.Request, httpx.Response], httpx.BaseTran
 
     def __init__(
         self,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         transport: httpx.BaseTransport | None = None,
         *,
         kind: Kind = "stream",
@@ -85,7 +85,7 @@ class AsyncGovernedTransport(AsyncTransport[httpx.Request, httpx.Response], http
 
     def __init__(
         self,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         transport: httpx.AsyncBaseTransport | None = None,
         *,
         kind: Kind = "stream",

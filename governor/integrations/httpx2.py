@@ -11,7 +11,7 @@ except ImportError as error:
         "governor.integrations.httpx2 needs httpx2: pip install 'concurrency-governor[httpx2]'"
     ) from error
 
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor._permit import Kind
 from governor.integrations._http import Gate
 from governor.integrations._transport import AsyncStream, AsyncTransport, Stream, Transport
@@ -43,7 +43,7 @@ class GovernedTransport(Transport[httpx2.Request, httpx2.Response], httpx2.BaseT
 
     def __init__(
         self,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         transport: httpx2.BaseTransport | None = None,
         *,
         kind: Kind = "stream",
@@ -85,7 +85,7 @@ class AsyncGovernedTransport(AsyncTransport[httpx2.Request, httpx2.Response], ht
 
     def __init__(
         self,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         transport: httpx2.AsyncBaseTransport | None = None,
         *,
         kind: Kind = "stream",

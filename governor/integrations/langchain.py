@@ -16,7 +16,7 @@ except ImportError as error:
         "governor.integrations.langchain needs langchain: pip install 'concurrency-governor[langchain]'"
     ) from error
 
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor._validate import check_timeout
 from governor.integrations.asyncio import permit
 
@@ -43,7 +43,7 @@ class GovernorMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def __init__(
         self,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         *,
         acquire_timeout: float | None = None,
         exempt: Container[str] = (),

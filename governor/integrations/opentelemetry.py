@@ -14,7 +14,7 @@ except ImportError as error:
     ) from error
 
 from governor._events import GovernorEvent
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor.integrations._metrics import by_name
 
 __all__ = ["GovernorInstrumentation"]
@@ -39,7 +39,7 @@ class GovernorInstrumentation:
 
     def __init__(
         self,
-        *governors: ConcurrencyGovernor,
+        *governors: Governor,
         meter_provider: MeterProvider | None = None,
         agents: bool = False,
     ) -> None:

@@ -16,7 +16,7 @@ except ImportError as error:
     ) from error
 
 from governor._events import GovernorEvent
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor.integrations._metrics import by_name
 
 __all__ = ["GovernorCollector"]
@@ -47,7 +47,7 @@ class GovernorCollector(Collector):
 
     def __init__(
         self,
-        *governors: ConcurrencyGovernor,
+        *governors: Governor,
         registry: CollectorRegistry | None = REGISTRY,
         agents: bool = True,
         buckets: Sequence[float] = _BUCKETS,

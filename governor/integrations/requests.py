@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.response import HTTPResponse
 
 from governor._errors import AcquireTimeout
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor._permit import ConcurrencyPermit, Kind
 from governor.integrations._http import Gate
 
@@ -76,7 +76,7 @@ class GovernedAdapter(HTTPAdapter):
 
     def __init__(
         self,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         *,
         kind: Kind = "stream",
         acquire_timeout: float | None = None,

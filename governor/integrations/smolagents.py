@@ -13,7 +13,7 @@ except ImportError as error:
     ) from error
 
 from governor._calls import governed_stream, governed_tool
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor._validate import check_timeout
 
 __all__ = ["govern"]
@@ -23,7 +23,7 @@ Agent = TypeVar("Agent")
 _smolagents: Any = smolagents  # which has no types
 
 
-def govern(agent: Agent, governor: ConcurrencyGovernor, *, acquire_timeout: float | None = None) -> Agent:
+def govern(agent: Agent, governor: Governor, *, acquire_timeout: float | None = None) -> Agent:
     """Let each call of an agent's model take a stream permit, and each of its tools a tool permit.
 
     It holds in whatever threads the agent runs its tools. An agent that this one manages is governed
@@ -60,7 +60,7 @@ def govern(agent: Agent, governor: ConcurrencyGovernor, *, acquire_timeout: floa
     return agent
 
 
-def _govern(owner: Any, method: str, decorate: Any, governor: ConcurrencyGovernor) -> None:
+def _govern(owner: Any, method: str, decorate: Any, governor: Governor) -> None:
     call = getattr(owner, method, None)
     if call is None:  # a model that cannot stream
         return

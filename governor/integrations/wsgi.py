@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from governor._errors import AcquireTimeout, ConcurrencyLimitExceeded, SemaphoreClosed
-from governor._governor import ConcurrencyGovernor
+from governor._governor import Governor
 from governor._permit import ConcurrencyPermit, Kind, check_kind
 from governor._validate import check_count, check_timeout
 
@@ -31,7 +31,7 @@ class GovernorMiddleware:
     def __init__(
         self,
         app: WSGIApplication,
-        governor: ConcurrencyGovernor,
+        governor: Governor,
         *,
         kind: Kind = "tool",
         acquire_timeout: float | None = 30.0,

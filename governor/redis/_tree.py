@@ -1,0 +1,475 @@
+"""The tree of a fleet: this process' own books, of places that are had elsewhere.
+
+What :class:`governor._tree.Tree` decides by its layers' room is asked of the fleet here. All else is as
+there: who holds, who waits, who has suspended; who is woken, who is told; forks, interrupts, finalizers.
+
+An operation that asks gets a *serial number*, by which the fleet knows it, and is in ``asked`` for as
+long as the fleet may know of it. A serial number is used for one place and never again, so that a
+command that is carried out late or twice does no harm: an operation that comes back from a suspension
+asks under another one, with the number that the fleet gave it at first.
+
+Nothing is said to the fleet with the lock taken. What is to be said when a step has changed the books
+is left in ``after``, as a :class:`_Farewell`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from threading import Lock
+from time import monotonic
+from typing import Any
+from urllib.parse import quote, unquote
+
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from governor._errors import AcquireTimeout, ConcurrencyLimitExceeded, LayerUse, SemaphoreClosed
+from governor._tree import (
+    _BUSY,
+    _PARKED,
+    AWAY,
+    HELD,
+    OUT,
+    UNLIMITED,
+    WAITING,
+    Node,
+    PermitHolder,
+    Ticket,
+    Tree,
+    _in_a_thread,
+    _Latch,
+    _Refusal,
+    _thread_names,
+    _untold,
+    is_closed,
+    path,
+)
+from governor.redis._session import Session, Snapshot, now
+from governor.redis._wire import Answer, Reentered, grouped
+
+__all__ = ["FleetNode", "FleetTree", "agent_of"]
+
+_GO, _SUSPECT = "go", "suspect"
+
+_OPEN = Lock()  # the gate of one who does not wait
+
+
+class FleetNode(Node):
+    """A layer that the fleet knows by ``key``. An agent's has the limit it was ``made`` with."""
+
+    __slots__ = ("key", "made")
+
+    def __init__(self, limit: int, name: str, parent: FleetNode | None = None, kind: str = "") -> None:
+        super().__init__(limit, name, parent, kind)
+        self.key = f"{kind}/" if kind else ""
+        self.made = limit
+
+    @classmethod
+    def of_agent(cls, agent: str, limit: int, name: str, parent: FleetNode) -> FleetNode:
+        """Return the layer of an agent below another one."""
+        node = cls(limit, name, parent, parent.kind)
+        node.key = f"{parent.key}{quote(agent, safe='')}/"
+        return node
+
+
+class FleetTree(Tree):
+    """The books of one process, of places of a fleet."""
+
+    __slots__ = ("asked", "asks", "main", "root", "session")
+
+    main: tuple[Node, ...]
+    root: FleetNode
+    session: Session
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict[int, Ticket] = {}
+        self.asks = 0
+        self.calm = False
+
+    # ------------------------------------------------------------- for callers without the lock
+
+    def take(self, leaf: Node, ticket: Ticket) -> bool:
+        ticket.gate = _OPEN
+        ticket.waiter = None
+        return self.stand(ticket, at_once=True) is None and ticket.state is HELD
+
+    def stand(self, ticket: Ticket, *, at_once: bool = False, resumes: bool = False) -> Any:
+        leaf = ticket.leaf
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            return _Refusal(ConcurrencyLimitExceeded)  # in a signal handler amid a step
+        verdict = self._settled(self._enlist, leaf, ticket, resumes)
+        if verdict is not _GO:
+            return verdict
+        try:
+            answer = self.session.call(
+                "acquire", ticket.serial, *self._particulars(ticket, not at_once, resumes)
+            )
+        except Reentered:
+            if not resumes:
+                self.give_back(ticket)
+            return _Refusal(ConcurrencyLimitExceeded)
+        verdict = self._settled(self._admit_or_park, leaf, ticket, answer, resumes)
+        if verdict is _SUSPECT:
+            self.session.renew()  # what has been granted meanwhile, the limits: then it is sure
+            verdict = self._settled(self._convict, leaf, ticket)
+        elif verdict is answer:
+            raise _error(ticket, answer)
+        return verdict
+
+    def withdraw(self, ticket: Ticket) -> Any:
+        verdict = self._settled(self._may_withdraw, ticket.leaf, ticket)
+        if verdict is not _GO:
+            return verdict
+        answer = self.session.wire.call("withdraw", ticket.serial)
+        return self._settled(self._strike, ticket.leaf, ticket, answer)
+
+    def revise(self, *changes: tuple[Node, int | None]) -> None:
+        limits = [(node, limit) for node, limit in changes if limit is not None]
+        if limits:
+            self.session.call("resize", *(part for node, limit in limits for part in (_key(node), limit)))
+        super().revise(*changes)
+        if limits:
+            self.session.renew()  # after which circles are looked for
+        self.leave_if_over()
+
+    def usage(self, *nodes: Node) -> list[tuple[int, int, int]]:
+        answer = self.session.call("usage", *map(_key, nodes))
+        usage: list[tuple[int, int, int]] = []
+        for node, (used, waiting, limit) in zip(nodes, grouped(answer, 3), strict=True):
+            if limit != b"":
+                node.limit = int(limit)
+            usage.append((int(used), int(waiting), node.limit))
+        return usage
+
+    def holders(self, *nodes: Node) -> list[PermitHolder]:
+        """Return who holds any of these layers, in all processes, the longest first."""
+        keys, mine, names = tuple(map(_key, nodes)), self.session.id, _thread_names()
+        found: list[PermitHolder] = []
+        for name, where, age in grouped(self.session.call("holders"), 3):
+            session, _, serial = name.decode().rpartition(":")
+            leaf = where.decode()
+            if leaf.startswith(keys):
+                ticket = self.asked.get(int(serial)) if session == mine else None
+                owner = None if ticket is None or ticket.owner is None else names.get(ticket.owner)
+                agent = "/".join(filter(None, (self.session.name, agent_of(leaf))))
+                process = session.rpartition(":")[0]
+                found.append(PermitHolder(leaf.partition("/")[0], agent, owner, int(age) / 1000, process))
+        return sorted(found, key=lambda it: -it.seconds)
+
+    def is_lost(self, ticket: Ticket) -> bool:
+        """Whether the place of one that is held may be another's by now."""
+        return ticket.state is HELD and (ticket.lost or now() > self.session.deadline)
+
+    def leave_if_over(self) -> None:
+        """End the session of a closed governor that has nothing of the fleet any more."""
+        if self.closed and not self.asked and not self.away:
+            self.session.leave()
+
+    # ------------------------------------------------------------------- for the session
+
+    def granted(self, grants: Sequence[Any]) -> None:
+        """Take in what was granted, and wake whom that is for."""
+        news = _Grants(self, grants)
+        self.after.append(news)  # first of all: it is not said again so soon
+        news.release()
+        for item in list(self.after):
+            if item is news or isinstance(item, _Latch):
+                try:
+                    self.after.remove(item)
+                    item.release()
+                except (RuntimeError, ValueError):
+                    pass  # open already, or done by another thread
+
+    def answered(self) -> Mapping[int, Ticket]:
+        line = self.line
+        return {
+            serial: it for serial, it in list(self.asked.items()) if it.state is HELD or it.number in line
+        }
+
+    def reconcile(self, snapshot: Snapshot) -> None:
+        lost: list[Ticket] | str = self._locked(self._agree, self.root, (snapshot,))
+        if lost is not _BUSY:
+            self._tell_lost(lost)
+
+    def lapse(self) -> None:
+        self._tell_lost([it for it in list(self.held.values()) if not it.lost])
+
+    def _tell_lost(self, tickets: Sequence[Any]) -> None:
+        for ticket in tickets:
+            ticket.lost = True
+            self.tell(ticket, "lost", max(0.0, monotonic() - ticket.since), here=False)
+
+    def asked_again(self, ticket: Ticket, answer: Answer) -> None:
+        """Take in the answer to one that was in line when the fleet forgot it."""
+        self._locked(self._park_again, ticket.leaf, (ticket, answer))
+
+    # --------------------------------------------------- steps: with the lock held and dirty set
+
+    def _enlist(self, leaf: Node, ticket: Ticket, resumes: bool) -> Any:
+        """Write down what is about to ask. Returns _GO, or as ``Tree._park``."""
+        if resumes:
+            if ticket.state is not AWAY:
+                return None  # another thread has released it
+        elif is_closed(leaf):
+            return _Refusal(SemaphoreClosed)
+        # Straight line.
+        ticket.serial = serial = self.asks = self.asks + 1
+        ticket.lost = False
+        if not resumes:
+            ticket.number = self.drawn = self.drawn + 1
+            ticket.state = WAITING
+        self.asked[serial] = ticket
+        return _GO
+
+    def _admit_or_park(self, leaf: Node, ticket: Ticket, answer: Answer, resumes: bool) -> Any:
+        """Do as the fleet has answered. Returns as ``Tree._park``, or _SUSPECT, or what is to be raised."""
+        state, verdict = ticket.state, answer[0]
+        if state is HELD or state is OUT:
+            return None  # granted, or released by another thread, before the answer was read
+        if not resumes and is_closed(leaf):
+            self._give_back(leaf, ticket)
+            return _Refusal(SemaphoreClosed)
+        if verdict == b"held":
+            ticket.fence = int(answer[1])
+            self._take_in(ticket)
+            return None
+        if verdict == b"waiting":
+            ticket.fence = int(answer[1])
+            self._learn(leaf, answer[2])
+            self.line[ticket.number] = ticket
+            return _PARKED if self._circle(ticket) is None else _SUSPECT
+        # Straight line.
+        del self.asked[ticket.serial]
+        if not resumes:
+            ticket.state = OUT
+        if verdict == b"full":
+            return _Refusal(AcquireTimeout, self._learn(leaf, answer[2]), int(answer[1]))
+        if verdict == b"queue":
+            waiting, bound = int(answer[1]), int(answer[3])
+            return _Refusal(ConcurrencyLimitExceeded, self._learn(leaf, answer[2]), waiting, bound)
+        return answer
+
+    def _convict(self, leaf: Node, ticket: Ticket) -> Any:
+        if ticket.state is HELD or ticket.state is OUT:
+            return None
+        circle = self._circle(ticket) if ticket.number in self.line else None
+        if circle is None:
+            return _PARKED
+        self._give_back(leaf, ticket)
+        return circle
+
+    def _may_withdraw(self, leaf: Node, ticket: Ticket) -> Any:
+        if ticket.state is HELD or ticket.state is OUT:
+            return None
+        if ticket.number in self.line:
+            return _GO
+        refusal = getattr(ticket, "refusal", _Refusal(SemaphoreClosed))
+        self._give_back(leaf, ticket)
+        return refusal
+
+    def _strike(self, leaf: Node, ticket: Ticket, answer: Answer) -> Any:
+        """Leave the line, unless the grant came first. Returns None, or a refusal."""
+        if ticket.state is HELD or ticket.state is OUT:
+            return None
+        if answer[0] == b"held":
+            ticket.fence = int(answer[1])
+            self._take_in(ticket)
+            return None
+        ahead, uses = answer[1:] or (0, [])
+        # Straight line.
+        if ticket.serial in self.asked:
+            del self.asked[ticket.serial]
+        self._give_back(leaf, ticket)
+        return _Refusal(AcquireTimeout, self._learn(leaf, uses), int(ahead))
+
+    def _take_grants(self, leaf: Node, grants: Sequence[Any]) -> None:
+        for serial, number in grouped(grants, 2):
+            ticket = self.asked.get(int(serial))
+            if ticket is not None and ticket.state is not HELD:
+                ticket.fence = int(number)
+                self._take_in(ticket)
+
+    def _take_in(self, ticket: Ticket) -> None:
+        number = ticket.number
+        # Straight line: in the books before it wakes.
+        self.held[number] = ticket
+        ticket.state = HELD
+        if number in self.away:
+            del self.away[number]
+        if number in self.line:
+            del self.line[number]
+        self.after.append(ticket.gate)
+
+    def _give_back(self, leaf: Node, ticket: Ticket) -> bool:
+        if (state := ticket.state) is OUT:
+            return False
+        number, serial = ticket.number, ticket.serial
+        farewell = _Farewell(self, serial)
+        # Straight line.
+        ticket.state = OUT
+        if state is HELD:
+            del self.held[number]
+        else:
+            if number in self.away:
+                del self.away[number]
+            if number in self.line:
+                del self.line[number]
+                self.after.append(ticket.gate)
+        # Straight line.
+        if serial in self.asked:
+            del self.asked[serial]
+            self.after.append(farewell)
+        if self.drains:
+            self._open_drains()
+        return state is HELD and _untold(ticket)
+
+    def _suspend(self, leaf: Node, ticket: Ticket) -> bool:
+        if ticket.state is not HELD:
+            return False
+        number, serial = ticket.number, ticket.serial
+        farewell = _Farewell(self, serial)
+        # Straight line.
+        ticket.state = AWAY
+        self.away[number] = ticket
+        del self.held[number]
+        del self.asked[serial]
+        self.after.append(farewell)
+        return _untold(ticket)
+
+    def _agree(self, leaf: Node, snapshot: Snapshot) -> list[Ticket]:
+        """Do as a renewal has reported. Returns what is lost.
+
+        What is to be said in turn is put on the wire with the lock taken, so that it goes before
+        whatever another thread will have to say of the same.
+        """
+        wire, lost = self.session.wire, list[Ticket]()
+        for node, limit in zip(self.main, snapshot.limits, strict=True):
+            node.limit = limit
+        for serial, (state, number) in snapshot.known.items():
+            ticket = self.asked.get(serial)
+            if ticket is None:
+                wire.post("release", serial)
+            elif state == b"h" and ticket.state is not HELD and ticket.number in self.line:
+                ticket.fence = number
+                self._take_in(ticket)
+        for serial, ticket in snapshot.before.items():
+            if serial in snapshot.known or self.asked.get(serial) is not ticket:
+                continue
+            if ticket.state is HELD:
+                if snapshot.lost and not ticket.lost:
+                    lost.append(ticket)
+                wire.post("register", serial, _key(ticket.leaf), ticket.fence, *_agents(ticket.leaf))
+            elif ticket.number in self.line:
+                again = self._particulars(ticket, True, True)
+                wire.post("acquire", serial, *again, then=partial(self.asked_again, ticket))
+        self._break_circles()
+        return lost
+
+    def _park_again(self, leaf: Node, ticket: Ticket, answer: Answer) -> None:
+        if answer[0] == b"held" and ticket.state is not HELD and ticket.number in self.line:
+            ticket.fence = int(answer[1])
+            self._take_in(ticket)
+
+    def _unused(self, leaf: Node, nodes: tuple[Node, ...]) -> bool:
+        out = (*self.held.values(), *self.away.values())
+        return not any(node in nodes for ticket in out for node in path(ticket.leaf))
+
+    # -------------------------------------------------------------------------- parts of steps
+
+    def _particulars(self, ticket: Ticket, waits: bool, comes_back: bool) -> list[str | int]:
+        age = ticket.fence if comes_back else ""
+        return [_key(ticket.leaf), int(waits), age, *_agents(ticket.leaf)]
+
+    def _learn(self, leaf: Node, numbers: Sequence[Any]) -> tuple[LayerUse, ...]:
+        """Take limits over. Returns how full each layer of the path is, the narrowest first."""
+        uses: list[LayerUse] = []
+        for node, (used, limit) in zip(path(leaf)[::-1], grouped(numbers, 2), strict=False):
+            if limit != b"":
+                node.limit = int(limit)
+                uses.append(LayerUse(node.name, int(used), node.limit))
+        return tuple(uses[::-1])
+
+    def _look_again(self, ticket: Ticket) -> None:
+        self.session.renew()
+
+    def _rebuild(self) -> None:
+        for ticket in list(self.line.values()):
+            if ticket.state is WAITING and is_closed(ticket.leaf):
+                # Straight line.
+                del self.line[ticket.number]
+                self.after.append(ticket.gate)
+        self._open_drains()
+        self.dirty = None
+
+    def _is_calm(self) -> bool:
+        return False
+
+    def _forget(self) -> None:
+        for ticket in self.asked.values():
+            ticket.state = OUT
+        super()._forget()
+        self.asked = {}
+        self.session = self.session.renewed(self)
+
+
+class _Farewell:
+    """To be said to the fleet when the lock is free: that a place is given back."""
+
+    __slots__ = ("serial", "tree")
+
+    def __init__(self, tree: FleetTree, serial: int) -> None:
+        self.tree = tree
+        self.serial = serial
+
+    def release(self) -> None:
+        """Say it. Where that fails, the next renewal will report a place that nobody here knows of."""
+        try:
+            self.tree.session.wire.call("release", self.serial)
+        except (RedisError, OSError, Reentered):
+            pass
+        self.tree.leave_if_over()
+
+
+class _Grants:
+    """To be done when the lock is free: to take in what was granted."""
+
+    __slots__ = ("grants", "tree")
+
+    def __init__(self, tree: FleetTree, grants: Sequence[Any]) -> None:
+        self.tree = tree
+        self.grants = grants
+
+    def release(self) -> None:
+        tree = self.tree
+        if tree._locked(tree._take_grants, tree.root, (self.grants,)) is _BUSY:
+            _in_a_thread(self.release)  # in a signal handler amid a step
+
+
+def agent_of(key: str) -> str:
+    """Return the name of the agent that a layer or path is of; empty where that is of none."""
+    return "/".join(map(unquote, key.split("/")[1:-1]))
+
+
+def _key(node: Node) -> str:
+    assert isinstance(node, FleetNode)
+    return node.key
+
+
+def _agents(leaf: Node) -> list[str | int]:
+    """For each agent of a path, the outermost first: the limit it was made with, and the one it has."""
+    found: list[str | int] = []
+    for node in path(leaf)[-3::-1]:
+        assert isinstance(node, FleetNode)
+        found += ["", ""] if node.limit == UNLIMITED else [node.made, node.limit]
+    return found
+
+
+def _error(ticket: Ticket, answer: Answer) -> Exception:
+    if answer[0] == b"conflict":
+        key, made = answer[1].decode(), int(answer[2])
+        return ValueError(
+            f"agent {agent_of(key)!r} exists in the fleet with max_{ticket.leaf.kind}s={made}: ask for that, "
+            "or wait until nobody uses it"
+        )
+    return OutOfMemoryError(answer[1].decode())

@@ -1,0 +1,228 @@
+"""The wire: the commands of all threads of a process, combined on one connection.
+
+One thread at a time leads: it sends all commands that are there in one call of the script, and hands the
+answers out. So a call costs one round trip where nobody else calls, and a share of one where many do.
+The technique is flat combining (Hendler, Incze, Shavit and Tzafrir, 2010).
+
+Commands are carried out in the order in which they were called, and each at least once: after an
+interrupt, or where an answer was lost, it is sent again. All commands bear that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha1
+from importlib.resources import files
+from itertools import islice
+from threading import Lock, RLock
+from typing import Any
+
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+
+from governor._tree import _in_a_thread
+
+__all__ = ["KEYS", "Answer", "Reentered", "Wire", "grouped"]
+
+Answer = list[Any]
+
+_SCRIPT = files(__package__).joinpath("fleet.lua").read_bytes()
+_SHA = sha1(_SCRIPT).hexdigest().encode()
+_MOST = 128  # commands in one call
+
+KEYS = ("state", "held", "line", "ids", "sessions")
+
+
+class Reentered(Exception):
+    """A signal handler that interrupted a command in its thread wants the answer to another one."""
+
+
+class _Call:
+    __slots__ = ("answer", "args", "done", "gate", "size", "then", "waits")
+
+    def __init__(
+        self, command: tuple[str | int, ...], then: Callable[[Answer], object] | None, waits: bool
+    ) -> None:
+        name, *args = [str(part).encode() for part in command]
+        self.args = _pack(name, b"%d" % len(args), *args)
+        self.size = 2 + len(args)
+        self.then = then
+        self.waits = waits
+        self.gate: Any = None
+        self.done = False
+        self.answer: Answer | BaseException = []
+
+
+class Wire:
+    """Calls the script, on a connection of a client's pool.
+
+    ``deliver`` is called, in the thread that leads, with the grants that a call has brought about.
+    """
+
+    def __init__(
+        self, client: Any, name: str, session: str, deliver: Callable[[Sequence[Any]], None]
+    ) -> None:
+        self._pool = client.connection_pool
+        self._connection: Any = None
+        self._deliver = deliver
+        self._queue: deque[_Call] = deque()
+        self._lock = RLock()  # whose owner leads
+        keys = [f"governor:{{{name}}}:{key}".encode() for key in KEYS]
+        self._head = [_pack(b"EVALSHA", _SHA, b"%d" % len(keys), *keys, session.encode())]
+        self._head_size = 4 + len(keys)
+
+    def call(self, *command: str | int) -> Answer:
+        """Return the answer to a command.
+
+        Raises:
+            RedisError: the server could not be reached, or refused.
+            Reentered: this very thread is amid another command, which will send this one too.
+        """
+        call = _Call(command, None, True)
+        self._queue.append(call)
+        try:
+            while not call.done:
+                self._wait(call)
+        except BaseException:
+            # Whoever leads next sends it. That may be up to this thread, which was woken for it.
+            call.waits = False
+            call.gate = None
+            _in_a_thread(self.flush)
+            raise
+        answer = call.answer
+        if isinstance(answer, BaseException):
+            try:
+                raise answer
+            finally:
+                del answer, call
+        return answer
+
+    def post(self, *command: str | int, then: Callable[[Answer], object] | None = None) -> None:
+        """Have a command sent by whoever leads next, which is to be seen to with :meth:`flush`.
+
+        ``then`` is called with the answer, if one comes.
+        """
+        self._queue.append(_Call(command, then, False))
+
+    def flush(self) -> None:
+        """Send what is there, unless another thread does."""
+        while self._queue:
+            if not self._lead(None):
+                return
+
+    def close(self) -> None:
+        """Give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+            self._pool.release(connection)
+
+    def _wait(self, call: _Call) -> None:
+        """Lead, or wait until there is an answer or nobody leads."""
+        if self._lead(call):
+            return
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Reentered
+        if call.gate is None:
+            gate = Lock()
+            gate.acquire()
+            call.gate = gate
+        # Once more, now that whoever leaves off leading can see that somebody waits.
+        if not call.done and not self._lead(call):
+            call.gate.acquire()
+
+    def _lead(self, call: _Call | None) -> bool:
+        """Send what is there until this call is done, if nobody else leads. Returns whether it did."""
+        lock = self._lock
+        if lock._is_owned():  # type: ignore[attr-defined]
+            return False
+        try:
+            if not lock.acquire(False):
+                return False
+            self._send_all(call)
+            lock.release()
+        except BaseException:
+            try:
+                lock.release()
+            except RuntimeError:
+                pass  # not taken yet, or free again
+            _in_a_thread(self.flush)
+            raise
+        try:
+            following = self._queue[0]
+            if following.gate is not None:
+                following.gate.release()
+            elif not following.waits:
+                _in_a_thread(self.flush)
+        except (IndexError, RuntimeError):
+            pass  # nobody there, or awake already
+        return True
+
+    def _send_all(self, call: _Call | None) -> None:
+        queue = self._queue
+        while queue and not (call is not None and call.done and queue[0].waits):
+            batch = list(islice(queue, _MOST))
+            try:
+                answers = self._exchange(batch)
+            except ResponseError as error:
+                # One that the server refuses may not take the others with it.
+                answers = [error] if len(batch) == 1 else [self._alone(it) for it in batch]
+            except (RedisError, OSError) as error:
+                answers = [error] * len(batch)
+            except Exception as error:
+                if call is not None:
+                    raise  # a signal handler's: no matter of the others
+                answers = [error] * len(batch)
+            for it, answer in zip(batch, answers, strict=True):
+                it.answer = answer
+                if it.then is not None and isinstance(answer, list):
+                    it.then(answer)
+                it.done = True
+                if it.gate is not None:
+                    try:
+                        it.gate.release()
+                    except RuntimeError:
+                        pass  # awake already
+                queue.popleft()
+
+    def _alone(self, call: _Call) -> Any:
+        try:
+            return self._exchange([call])[0]
+        except RedisError as error:
+            return error
+
+    def _exchange(self, batch: list[_Call]) -> list[Any]:
+        """Call the script; as often as the client is to try."""
+        size = self._head_size + sum([it.size for it in batch])
+        data = b"".join([b"*%d" % size, *self._head, *(it.args for it in batch), b"\r\n"])
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._pool.get_connection()
+
+        def attempt() -> Any:
+            connection.send_packed_command([data])
+            try:
+                return connection.read_response(disable_decoding=True)
+            except NoScriptError:
+                connection.send_command("SCRIPT", "LOAD", _SCRIPT)
+                connection.read_response()
+                connection.send_packed_command([data])
+                return connection.read_response(disable_decoding=True)
+            except ReadOnlyError:
+                connection.disconnect()  # a primary once: the next attempt may find the one there is now
+                raise
+
+        reply = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+        if reply[0]:
+            self._deliver(reply[0])
+        answers: list[Any] = reply[1:]
+        return answers
+
+
+def _pack(*parts: bytes) -> bytes:
+    return b"".join([b"\r\n$%d\r\n%b" % (len(part), part) for part in parts])
+
+
+def grouped(parts: Sequence[Any], size: int) -> Iterable[tuple[Any, ...]]:
+    """Return what an answer has one after the other in groups of so many."""
+    return zip(*[iter(parts)] * size, strict=True)
