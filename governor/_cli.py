@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from governor._demo.settings import MAX_AGENTS, Settings
+from governor._fleet.arguments import Parser, add_fleet
 
 __all__ = ["main"]
 
@@ -42,19 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     """Return the parser. Each subcommand sets ``run``, which takes the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="governor",
         description="Keep an LLM agent inside its limits.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
     _add_demo(commands)
+    add_fleet(commands)
     return parser
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the subcommand ``demo``."""
     demo = commands.add_parser(
         "demo",

@@ -55,7 +55,7 @@ from governor._errors import (
 
 __all__ = [
     "AWAY", "HELD", "OUT", "UNLIMITED", "WAITING", "Holder", "Node", "PermitHolder", "Ticket", "Tree",
-    "is_closed", "nothing", "path", "trees",
+    "is_closed", "nothing", "path", "trees", "waiting_files",
 ]  # fmt: skip
 
 nothing = bool  # the cheapest to call, to no effect
@@ -315,7 +315,7 @@ class PermitHolder(NamedTuple):
         who = f" by thread {self.thread!r}" if self.thread else ""
         of = f" of {self.governor!r}" if self.governor else ""
         at = f" in {self.process}" if self.process else ""
-        return f"{self.kind}{of}{who}{at} for {self.seconds:.1f} s"
+        return f"{self.kind}{of}{who} for {self.seconds:.1f} s{at}"
 
 
 class Tree:
@@ -378,9 +378,11 @@ class Tree:
             refusal = None
             if ticket.state is not HELD:
                 refusal = self.withdraw(ticket)
-        ticket.since = monotonic()
-        if not resumes:
-            ticket.waited = ticket.since - began
+            ticket.since = monotonic()
+            if not resumes:
+                ticket.waited = ticket.since - began
+        else:
+            ticket.since = monotonic()
         self.tell_end(ticket, refusal, ticket.since - began)
         return self.error(refusal, ticket, timeout, what, governor)
 
@@ -536,7 +538,7 @@ class Tree:
                     item.release()
                 except RuntimeError:
                     pass  # open already
-            else:
+            elif not self._leaves_to_others(item):
                 # A finalizer may run amid anything, and must not deliver a grant to code of others.
                 _in_a_thread(self.serve)
                 return
@@ -544,6 +546,10 @@ class Tree:
                 after.remove(item)
             except ValueError:
                 pass
+
+    def _leaves_to_others(self, item: Gate) -> bool:
+        """Let another thread do what may not be done here, if that is for sure."""
+        return False
 
     # ----------------------------------------------------------------------------- listeners
 
@@ -980,9 +986,13 @@ def _proven(waits: dict[int, Node], owned: list[Ticket]) -> tuple[dict[int, Node
         del frames  # this very frame is in it, and would keep itself, and those below it
 
 
+# Of the code that a thread is in while it does nothing but wait.
+waiting_files = {__file__}
+
+
 def _only_waits(frame: FrameType | None) -> bool:
     """Whether a thread is in a wait, and not in a signal handler or finalizer amid it."""
-    while frame is not None and frame.f_code.co_filename == __file__:
+    while frame is not None and frame.f_code.co_filename in waiting_files:
         if frame.f_code is Tree.wait.__code__:
             return True
         frame = frame.f_back

@@ -1,13 +1,76 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 from model_server import ModelServer
 from serving import Gates
 from threads import no_stray_threads
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Hold every kind of governor to what the marked tests say of one."""
+    find = metafunc.definition.get_closest_marker
+    if find("every_governor") is not None:
+        fleet = [] if find("in_process_only") or find_spec("redis") is None else ["fleet"]
+        metafunc.parametrize("kind_of_governor", ["", *fleet], indirect=True)
+
+
+_fleets = (f"every-{os.getpid()}-{number}" for number in itertools.count())
+
+
+@pytest.fixture(autouse=True)
+def kind_of_governor(
+    nothing_outlives_its_test: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Put the governor of a fleet in the place of the one of a process, if that is what is asked for."""
+    if getattr(request, "param", "") != "fleet":
+        yield
+        return
+    from governor.redis import RedisGovernor, _session
+
+    url: str = request.getfixturevalue("fleet_server").url
+    made: list[RedisGovernor] = []
+
+    class OneOfAFleet(RedisGovernor):
+        """A fleet of one, made as a governor of a process is, and of the same name or none."""
+
+        def __init__(
+            self,
+            max_streams: int,
+            max_tools: int,
+            max_global: int,
+            *,
+            name: str | None = None,
+            **options: Any,
+        ) -> None:
+            limits = {"max_streams": max_streams, "max_tools": max_tools, "max_global": max_global}
+            super().__init__(url, next(_fleets), **limits, **options)
+            self._name = name
+            made.append(self)
+
+    monkeypatch.setattr(_session, "SETTLING", 0.0)
+    monkeypatch.setattr(request.module, "ConcurrencyGovernor", OneOfAFleet)
+    yield
+    monkeypatch.undo()
+    for gov in made:
+        gov.close()
+    made.clear()
+
+
+@pytest.fixture(scope="session")
+def fleet_server() -> Iterator[Any]:
+    """A server for tests of fleets that leave it as it was."""
+    from fleet.servers import Server
+
+    with Server() as server:
+        yield server
 
 
 def pytest_collection_finish() -> None:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-SCENARIOS = {"uncontended", "contended", "burst", "grants", "latency", "memory", "agents", "jobs"}
+SCENARIOS = {"uncontended", "contended", "burst", "grants", "latency", "memory", "agents", "jobs", "fleet"}
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -44,6 +45,33 @@ def test_each_scenario_runs_and_finds_that_all_do_their_job(tmp_path: Path) -> N
         able = [row for row in theirs if not row.get("remark", "").startswith("cannot")]
         assert able
         assert told == ([] if version else able)
+    # A fleet needs a server too.
+    fleet = [row for row in rows if row["scenario"] == "fleet"]
+    there = bool(found["packages"]["redis"] and found.get("server"))
+    assert [row["contender"] for row in fleet if bool(row.get("ratio")) is not there] == []
+
+
+def test_what_is_kept_of_other_scenarios_stays(tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+
+    def measured(*names: str) -> tuple[int, dict[str, Any]]:
+        only = [it for name in names for it in ("--only", name)]
+        done = run("-m", "benchmarks", "--quick", *only, "--json", file)
+        return done.returncode, json.loads(file.read_text("utf-8"))
+
+    _, first = measured("uncontended", "memory")
+    status, second = measured("uncontended")
+    assert status == 0
+    assert [row["scenario"] for row in second["rows"]] == [row["scenario"] for row in first["rows"]]
+    assert [row == other for row, other in zip(first["rows"], second["rows"], strict=True)].count(False) > 3
+    assert [row for row in first["rows"] if row["scenario"] == "memory"] == [
+        row for row in second["rows"] if row["scenario"] == "memory"
+    ]
+    # Rows of another build are not to be compared with these.
+    file.write_text(json.dumps(second | {"python": "3.0.0"}), "utf-8")
+    status, third = measured("memory")
+    assert status == 2
+    assert third == second | {"python": "3.0.0"}
 
 
 def test_who_passes_a_limit_or_loses_a_place_has_no_figures() -> None:

@@ -16,6 +16,8 @@ from threads import Crew, until
 
 from governor import AcquireTimeout, ConcurrencyGovernor, SemaphoreClosed
 
+pytestmark = pytest.mark.every_governor
+
 
 @pytest.fixture
 def gov() -> ConcurrencyGovernor:

@@ -24,6 +24,8 @@ from governor import (
 )
 from governor._deadlock import find_circle
 
+pytestmark = pytest.mark.every_governor
+
 
 @pytest.fixture
 def gov() -> ConcurrencyGovernor:
@@ -450,6 +452,7 @@ def test_suspended_keeps_nothing_of_its_callers(gov: ConcurrencyGovernor) -> Non
         gc.enable()
 
 
+@pytest.mark.in_process_only
 def test_the_threshold_of_slow_waits_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOVERNOR_SLOW_WAIT", "0.5")
     assert ConcurrencyGovernor.from_env()._global.tree.slow_wait == 0.5

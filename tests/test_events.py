@@ -30,6 +30,8 @@ from governor import (
     SemaphoreClosed,
 )
 
+pytestmark = pytest.mark.every_governor
+
 
 class Diary:
     """A listener that keeps all that it hears, and where it heard it."""
@@ -189,7 +191,9 @@ def test_who_has_stopped_hears_no_more(gov: ConcurrencyGovernor, diary: Diary) -
     again.stop()
     gov.acquire_tool().release()
     assert (diary.told(), again.told()) == (["acquired"], ["acquired", "released"])
-    assert gov._global.tree.calm, "nobody listens, and yet operations take the slow way"
+    tree = gov._global.tree
+    assert not tree.observed
+    assert tree.calm == tree._is_calm(), "nobody listens, and yet operations take the slow way"
 
 
 def test_one_listener_may_listen_twice(gov: ConcurrencyGovernor) -> None:

@@ -26,6 +26,8 @@ from threads import PATIENCE, Crew, until
 import governor
 from governor import AcquireTimeout, ConcurrencyGovernor, GovernedExecutor, SemaphoreClosed
 
+pytestmark = pytest.mark.every_governor
+
 SHUT = "cannot schedule new futures after shutdown"
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")

@@ -10,11 +10,12 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import pytest
+from governors import books, expect, give_back, limits, race, take, waiting
 from threads import Crew, until
 
 from governor import (
@@ -27,9 +28,10 @@ from governor import (
     _tree,
 )
 
+pytestmark = pytest.mark.every_governor
+
 INF, NAN = float("inf"), float("nan")
 KINDS = ["stream", "tool"]
-VARIABLES = ["MAX_STREAMS", "MAX_TOOLS", "MAX_GLOBAL", "MAX_QUEUED"]
 
 NO_COUNTS = [(-1, ValueError), *((it, TypeError) for it in (True, 1.0, NAN, INF, "1", [], 1j))]
 NO_TIMEOUTS = [
@@ -50,44 +52,6 @@ def gov() -> ConcurrencyGovernor:
 def narrow() -> ConcurrencyGovernor:
     """One operation at a time."""
     return ConcurrencyGovernor(max_streams=1, max_tools=1, max_global=1)
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in VARIABLES:
-        monkeypatch.delenv(f"GOVERNOR_{variable}", raising=False)
-
-
-@pytest.fixture
-def shared_name(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A name that no other test shares a governor under."""
-    yield request.node.name
-    ConcurrencyGovernor.shared(request.node.name).close()
-
-
-def limits(gov: ConcurrencyGovernor) -> tuple[int, int, int]:
-    stats = gov.stats()
-    return stats.streams_max, stats.tools_max, stats.global_max
-
-
-def books(gov: ConcurrencyGovernor) -> tuple[int, int, int]:
-    stats = gov.stats()
-    return stats.streams_in_use, stats.tools_in_use, stats.global_in_use
-
-
-def waiting(gov: ConcurrencyGovernor) -> int:
-    return gov.stats().streams_waiting + gov.stats().tools_waiting
-
-
-def take(gov: ConcurrencyGovernor, *kinds: str) -> list[ConcurrencyPermit]:
-    permits = [gov.try_acquire(kind) for kind in kinds]
-    assert None not in permits
-    return permits
-
-
-def give_back(permits: list[ConcurrencyPermit]) -> None:
-    while permits:
-        permits.pop().release()
 
 
 OPEN = threading.Event()
@@ -114,11 +78,6 @@ def line_up(
     until(lambda: waiting(gov) == before + 1, f"{label} in line")
 
 
-def expect(error: type[Exception], call: Callable[..., object], *args: object) -> None:
-    with pytest.raises(error):
-        call(*args)
-
-
 # ------------------------------------------------------------------------------------- construction
 
 
@@ -128,21 +87,6 @@ def test_a_new_governor_is_open_and_all_its_places_are_free() -> None:
     assert books(gov) == (0, 0, 0)
     assert (gov.closed, gov.name) == (False, None)
     assert ConcurrencyGovernor(0, 0, 0, max_queued=0, name="crew").name == "crew"
-
-
-def test_the_defaults_are_4_streams_8_tools_16_in_all() -> None:
-    assert limits(ConcurrencyGovernor.with_defaults()) == (4, 8, 16)
-
-
-@pytest.mark.parametrize("huge", [2**63 - 1, 10**30])
-def test_a_huge_limit_is_a_limit(huge: int) -> None:
-    gov = ConcurrencyGovernor(huge, huge, 16, max_queued=huge)
-    assert limits(gov) == (huge, huge, 16)
-    agent = gov.agent("coder", max_tools=huge, max_streams=huge)
-    agent.resize(max_tools=3, max_streams=huge)
-    assert limits(agent) == (huge, 3, 16)
-    with agent.acquire_tool(), agent.acquire_stream():
-        assert books(gov) == books(agent) == (1, 1, 2)
 
 
 # How a value gets to each argument that takes a count, where there is a governor and where not yet.
@@ -162,6 +106,7 @@ COUNTS: dict[str, Callable[[ConcurrencyGovernor, Any], object]] = {
 }
 
 
+@pytest.mark.in_process_only
 @pytest.mark.parametrize(("bad", "error"), NO_COUNTS)
 @pytest.mark.parametrize("argument", COUNTS)
 def test_a_bad_limit_is_refused_by_name_and_changes_nothing(
@@ -173,6 +118,7 @@ def test_a_bad_limit_is_refused_by_name_and_changes_nothing(
     assert limits(gov) == (2, 3, 4)
 
 
+@pytest.mark.in_process_only
 @pytest.mark.parametrize("argument", ["max_streams", "max_tools", "max_global", "agent's max_tools"])
 def test_a_limit_that_must_be_given_cannot_be_none(gov: ConcurrencyGovernor, argument: str) -> None:
     with pytest.raises(TypeError, match="must be an integer >= 0, not None"):
@@ -197,6 +143,7 @@ def test_a_bad_timeout_is_refused_and_changes_nothing(
     assert (books(gov), gov.closed) == ((0, 0, 0), False)
 
 
+@pytest.mark.in_process_only
 @pytest.mark.parametrize(("bad", "error"), NO_NAMES)
 def test_a_bad_name_is_refused(gov: ConcurrencyGovernor, bad: Any, error: type[Exception]) -> None:
     for use in (
@@ -206,119 +153,6 @@ def test_a_bad_name_is_refused(gov: ConcurrencyGovernor, bad: Any, error: type[E
     ):
         with pytest.raises(error, match="name must be a string that is not empty"):
             use()
-
-
-# ---------------------------------------------------------------------------------- the environment
-
-
-@pytest.mark.parametrize("prefix", ["GOVERNOR_", "CREW_", ""])
-def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
-    for value, variable in enumerate(VARIABLES):
-        monkeypatch.setenv(f"{prefix}{variable}", str(value))
-    gov = ConcurrencyGovernor.from_env() if prefix == "GOVERNOR_" else ConcurrencyGovernor.from_env(prefix)
-    assert limits(gov) == (0, 1, 2)
-    with Crew() as crew:
-        for _ in range(3):
-            crew.start(expect, SemaphoreClosed, gov.acquire_stream)
-        until(lambda: waiting(gov) == 3, "as many in line as may be")
-        with pytest.raises(ConcurrencyLimitExceeded, match="max_queued=3"):
-            gov.acquire_stream(timeout=5)
-        gov.close()
-
-
-@pytest.mark.parametrize(
-    ("variable", "expected"),
-    [("MAX_STREAMS", (1, 8, 16)), ("MAX_TOOLS", (4, 1, 16)), ("MAX_GLOBAL", (4, 8, 1))],
-)
-def test_what_the_environment_does_not_say_takes_the_default(
-    monkeypatch: pytest.MonkeyPatch, variable: str, expected: tuple[int, int, int]
-) -> None:
-    assert limits(ConcurrencyGovernor.from_env()) == (4, 8, 16)
-    monkeypatch.setenv(f"GOVERNOR_{variable}", "1")
-    assert limits(ConcurrencyGovernor.from_env()) == expected
-
-
-@pytest.mark.parametrize("bad", ["", "-1", "many", "1.5", "None"])
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, bad: str) -> None:
-    monkeypatch.setenv(f"CREW_{variable}", bad)
-    saying = re.escape(f"environment variable CREW_{variable} must be an integer >= 0, not {bad!r}")
-    with pytest.raises(ValueError, match=saying):
-        ConcurrencyGovernor.from_env("CREW_")
-
-
-# ------------------------------------------------------------------------------------------- shared
-
-
-def test_one_name_is_one_governor(shared_name: str) -> None:
-    gov = ConcurrencyGovernor.shared(shared_name)
-    assert limits(gov) == (4, 8, 16)
-    assert gov.name == shared_name
-    assert ConcurrencyGovernor.shared(shared_name) is gov
-    assert ConcurrencyGovernor.shared(shared_name, max_tools=8) is gov
-    assert ConcurrencyGovernor.shared(shared_name + " two") is not gov
-    ConcurrencyGovernor.shared(shared_name + " two").close()
-
-
-def test_the_name_may_be_left_out() -> None:
-    with ConcurrencyGovernor.shared() as gov:
-        assert ConcurrencyGovernor.shared("default") is gov
-
-
-def test_what_a_shared_governor_is_not_told_comes_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, shared_name: str
-) -> None:
-    for variable in VARIABLES:
-        monkeypatch.setenv(f"GOVERNOR_{variable}", "0")
-    gov = ConcurrencyGovernor.shared(shared_name, max_tools=3)
-    assert limits(gov) == (0, 3, 0)
-    with pytest.raises(ConcurrencyLimitExceeded, match="max_queued=0"):
-        gov.acquire_tool(timeout=5)
-    monkeypatch.setenv("GOVERNOR_MAX_TOOLS", "not read any more")
-    assert ConcurrencyGovernor.shared(shared_name) is gov
-
-
-def test_other_limits_than_it_was_made_with_are_refused_though_it_was_resized(shared_name: str) -> None:
-    gov = ConcurrencyGovernor.shared(shared_name, max_tools=3)
-    gov.resize(max_tools=5)
-    with pytest.raises(ValueError, match=r"max_tools=5: the shared governor '.*' was made with 3: "):
-        ConcurrencyGovernor.shared(shared_name, max_tools=5)
-    with pytest.raises(ValueError, match=r"max_global=9: the shared governor '.*' was made with 16: "):
-        ConcurrencyGovernor.shared(shared_name, max_global=9)
-    assert ConcurrencyGovernor.shared(shared_name, max_streams=4, max_tools=3, max_global=16) is gov
-    assert limits(gov) == (4, 5, 16)
-
-
-def test_closing_frees_the_name_once(shared_name: str) -> None:
-    old = ConcurrencyGovernor.shared(shared_name, max_tools=1)
-    old.close()
-    new = ConcurrencyGovernor.shared(shared_name, max_tools=2)
-    assert new is not old
-    old.close()
-    assert ConcurrencyGovernor.shared(shared_name) is new
-    assert not new.closed
-
-
-def test_closing_a_namesake_leaves_the_shared_one_alone(shared_name: str) -> None:
-    gov = ConcurrencyGovernor.shared(shared_name)
-    ConcurrencyGovernor(1, 1, 1, name=shared_name).close()
-    gov.agent(shared_name, max_tools=1).close()
-    assert ConcurrencyGovernor.shared(shared_name) is gov
-
-
-def race(make: Callable[[], ConcurrencyGovernor]) -> set[int]:
-    """Call it on many threads at once. Returns the different governors that came of it, by id."""
-    made: list[ConcurrencyGovernor] = []
-    together = threading.Barrier(16)
-    with Crew() as crew:
-        for _ in range(16):
-            crew.start(lambda: (together.wait(), made.append(make())))
-    assert len(made) == 16
-    return {id(it) for it in made}
-
-
-def test_threads_that_ask_at_once_share_one(shared_name: str) -> None:
-    assert len(race(lambda: ConcurrencyGovernor.shared(shared_name))) == 1
 
 
 # ------------------------------------------------------------------------------------------- permits
@@ -594,6 +428,7 @@ def test_an_agents_name_has_no_slash(gov: ConcurrencyGovernor) -> None:
         gov.agent("a/b", max_tools=1)
 
 
+@pytest.mark.in_process_only  # in a fleet, its limits are kept while its permits are out
 def test_closing_an_agent_stops_only_it_and_frees_its_name(gov: ConcurrencyGovernor) -> None:
     agent = gov.agent("coder", max_tools=1)
     other, below = gov.agent("writer", max_tools=1), agent.agent("helper", max_tools=1)
@@ -1004,6 +839,7 @@ def test_a_governor_is_not_pickled_and_says_what_to_do(gov: ConcurrencyGovernor,
             pickle.dumps(it, protocol)
 
 
+@pytest.mark.in_process_only
 def test_its_repr_tells_its_name_its_state_and_how_full_it_is() -> None:
     gov = ConcurrencyGovernor(1, 2, 3, name="crew")
     with gov.acquire_tool():

@@ -36,6 +36,7 @@ FLOORS = {
     "integrations": 6,
     "redis": 6,
     "_demo": 7,
+    "_fleet": 7,
     "_cli": 7,
     "__main__": 7,
 }

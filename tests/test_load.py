@@ -18,7 +18,7 @@ from threads import Crew, Gauge, until
 
 from governor import AcquireTimeout, ConcurrencyGovernor, ConcurrencyPermit, Layer
 
-pytestmark = pytest.mark.usefixtures("switching")
+pytestmark = [pytest.mark.every_governor, pytest.mark.usefixtures("switching")]
 
 THREADS = 64
 

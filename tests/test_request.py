@@ -19,6 +19,8 @@ from governor import (
     SemaphoreClosed,
 )
 
+pytestmark = pytest.mark.every_governor
+
 Request = Future[ConcurrencyPermit]
 
 
@@ -264,6 +266,7 @@ def test_a_request_that_is_dropped_with_its_permit_gives_it_back(gov: Concurrenc
     assert books(gov) == (0, 0, 0)
 
 
+@pytest.mark.in_process_only  # a fleet is told of what was dropped by another thread
 def test_a_request_that_is_dropped_in_line_passes_its_turn_on(gov: ConcurrencyGovernor) -> None:
     held = gov.acquire_tool()
     gov.request_tool()

@@ -15,6 +15,8 @@ from threads import Crew, until
 
 from governor import ConcurrencyGovernor
 
+pytestmark = pytest.mark.every_governor
+
 
 @pytest.fixture
 def gov() -> ConcurrencyGovernor:

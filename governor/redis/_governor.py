@@ -91,6 +91,7 @@ class RedisGovernor(Governor):
         max_global: int | None = None,
         lease: float | None = None,
         max_queued: int | None = None,
+        slow_wait: float | None = None,
     ) -> None:
         """Join a fleet, or make it. The first to come sets its limits.
 
@@ -107,6 +108,8 @@ class RedisGovernor(Governor):
                 it, and 30 for a new one.
             max_queued: How many may wait for each kind, in all processes. None: as the fleet has it, and
                 any number for a new one.
+            slow_wait: Seconds after which a wait of a thread of this process is logged as a warning, with
+                who holds what, by the logger ``governor``. None: never.
 
         Raises:
             TypeError: an argument is of the wrong type.
@@ -129,6 +132,7 @@ class RedisGovernor(Governor):
         client: Any = Redis.from_url(client_or_url) if isinstance(client_or_url, str) else client_or_url
         _check_server(client)
         tree = FleetTree()
+        tree.slow_wait = check_timeout(slow_wait, "slow_wait")
         tree.session = session = Session(client, name, tree)
         session.join(given, seconds)
         for argument, value in (*given.items(), ("lease", seconds)):
@@ -153,7 +157,7 @@ class RedisGovernor(Governor):
     def acquire_stream(self, timeout: float | None = None) -> ConcurrencyPermit:
         """Wait for a stream permit, first come, first served over the whole fleet.
 
-        As :meth:`governor.ConcurrencyGovernor.acquire_stream`; it may also raise redis-py's errors.
+        As :meth:`governor.Governor.acquire_stream`; it may also raise redis-py's errors.
         """
         if timeout is not None:
             timeout = check_timeout(timeout)
@@ -172,8 +176,8 @@ class RedisGovernor(Governor):
     def _survey_fleet(self) -> FleetSurvey:
         """Return how the fleet is, over all processes."""
         session = self._session
-        keys = ["", "stream/", "tool/", *sorted(key.decode() for key in session.call("agents"))]
-        usage = grouped(session.call("usage", *keys), 3)
+        keys = ["", "stream/", "tool/", *sorted(key.decode() for key in session.look("agents"))]
+        usage = grouped(session.look("usage", *keys), 3)
         layers: list[LayerSurvey] = []
         for key, (used, waiting, limit) in zip(keys, usage, strict=True):
             kind, agent = key.partition("/")[0] or "global", agent_of(key)
@@ -187,7 +191,7 @@ class RedisGovernor(Governor):
                     None if limit == b"" else int(limit),
                 )
             )
-        settles, *rest = session.call("sessions")
+        settles, *rest = session.look("sessions")
         sessions = [
             SessionSurvey(name.decode().rpartition(":")[0], int(held), int(waiting), int(left) / 1000)
             for name, held, waiting, left in grouped(rest, 4)

@@ -14,7 +14,7 @@ is left in ``after``, as a :class:`_Farewell`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from time import monotonic
@@ -32,6 +32,7 @@ from governor._tree import (
     OUT,
     UNLIMITED,
     WAITING,
+    Gate,
     Node,
     PermitHolder,
     Ticket,
@@ -43,14 +44,16 @@ from governor._tree import (
     _untold,
     is_closed,
     path,
+    waiting_files,
 )
 from governor.redis._session import Session, Snapshot, now
 from governor.redis._wire import Answer, Reentered, grouped
 
 __all__ = ["FleetNode", "FleetTree", "agent_of"]
 
-_GO, _SUSPECT = "go", "suspect"
+_GO = "go"
 
+waiting_files.add(__file__)
 _OPEN = Lock()  # the gate of one who does not wait
 
 
@@ -110,10 +113,7 @@ class FleetTree(Tree):
                 self.give_back(ticket)
             return _Refusal(ConcurrencyLimitExceeded)
         verdict = self._settled(self._admit_or_park, leaf, ticket, answer, resumes)
-        if verdict is _SUSPECT:
-            self.session.renew()  # what has been granted meanwhile, the limits: then it is sure
-            verdict = self._settled(self._convict, leaf, ticket)
-        elif verdict is answer:
+        if verdict is answer:
             raise _error(ticket, answer)
         return verdict
 
@@ -124,17 +124,29 @@ class FleetTree(Tree):
         answer = self.session.wire.call("withdraw", ticket.serial)
         return self._settled(self._strike, ticket.leaf, ticket, answer)
 
+    def _sleep(
+        self, ticket: Ticket, gate: Any, timeout: float | None, what: str, governor: str | None
+    ) -> None:
+        # Here and not in `stand`: whoever looks last, then to do nothing but sleep, sees all the others
+        # asleep. A circle is sure once a renewal has told of the grants and the limits that there are.
+        if ticket.waiter is not None and any(it.owner == ticket.waiter for it in list(self.held.values())):
+            self.serve()
+            while self._locked(self._is_in_circle, ticket.leaf, (ticket,)) is True:
+                self._look_again(ticket)
+        super()._sleep(ticket, gate, timeout, what, governor)
+
     def revise(self, *changes: tuple[Node, int | None]) -> None:
         limits = [(node, limit) for node, limit in changes if limit is not None]
         if limits:
-            self.session.call("resize", *(part for node, limit in limits for part in (_key(node), limit)))
+            self.session.look("resize", *(part for node, limit in limits for part in (_key(node), limit)))
         super().revise(*changes)
+        self.session.wire.flush()
         if limits:
-            self.session.renew()  # after which circles are looked for
+            self._look_again()
         self.leave_if_over()
 
     def usage(self, *nodes: Node) -> list[tuple[int, int, int]]:
-        answer = self.session.call("usage", *map(_key, nodes))
+        answer = self.session.look("usage", *map(_key, nodes))
         usage: list[tuple[int, int, int]] = []
         for node, (used, waiting, limit) in zip(nodes, grouped(answer, 3), strict=True):
             if limit != b"":
@@ -146,13 +158,16 @@ class FleetTree(Tree):
         """Return who holds any of these layers, in all processes, the longest first."""
         keys, mine, names = tuple(map(_key, nodes)), self.session.id, _thread_names()
         found: list[PermitHolder] = []
-        for name, where, age in grouped(self.session.call("holders"), 3):
+        for name, where, age in grouped(self.session.look("holders"), 3):
             session, _, serial = name.decode().rpartition(":")
             leaf = where.decode()
             if leaf.startswith(keys):
                 ticket = self.asked.get(int(serial)) if session == mine else None
                 owner = None if ticket is None or ticket.owner is None else names.get(ticket.owner)
-                agent = "/".join(filter(None, (self.session.name, agent_of(leaf))))
+                if ticket is not None:
+                    agent = ticket.source.name
+                else:
+                    agent = "/".join(filter(None, (self.session.name, agent_of(leaf))))
                 process = session.rpartition(":")[0]
                 found.append(PermitHolder(leaf.partition("/")[0], agent, owner, int(age) / 1000, process))
         return sorted(found, key=lambda it: -it.seconds)
@@ -173,7 +188,7 @@ class FleetTree(Tree):
         news = _Grants(self, grants)
         self.after.append(news)  # first of all: it is not said again so soon
         news.release()
-        for item in list(self.after):
+        for item in self.after.copy():
             if item is news or isinstance(item, _Latch):
                 try:
                     self.after.remove(item)
@@ -223,7 +238,7 @@ class FleetTree(Tree):
         return _GO
 
     def _admit_or_park(self, leaf: Node, ticket: Ticket, answer: Answer, resumes: bool) -> Any:
-        """Do as the fleet has answered. Returns as ``Tree._park``, or _SUSPECT, or what is to be raised."""
+        """Do as the fleet has answered. Returns as ``Tree._park``, or what is to be raised."""
         state, verdict = ticket.state, answer[0]
         if state is HELD or state is OUT:
             return None  # granted, or released by another thread, before the answer was read
@@ -238,7 +253,7 @@ class FleetTree(Tree):
             ticket.fence = int(answer[1])
             self._learn(leaf, answer[2])
             self.line[ticket.number] = ticket
-            return _PARKED if self._circle(ticket) is None else _SUSPECT
+            return _PARKED
         # Straight line.
         del self.asked[ticket.serial]
         if not resumes:
@@ -250,19 +265,12 @@ class FleetTree(Tree):
             return _Refusal(ConcurrencyLimitExceeded, self._learn(leaf, answer[2]), waiting, bound)
         return answer
 
-    def _convict(self, leaf: Node, ticket: Ticket) -> Any:
-        if ticket.state is HELD or ticket.state is OUT:
-            return None
-        circle = self._circle(ticket) if ticket.number in self.line else None
-        if circle is None:
-            return _PARKED
-        self._give_back(leaf, ticket)
-        return circle
-
     def _may_withdraw(self, leaf: Node, ticket: Ticket) -> Any:
         if ticket.state is HELD or ticket.state is OUT:
             return None
         if ticket.number in self.line:
+            # From here on a renewal that does not know of it must not have it asked for again.
+            del self.line[ticket.number]
             return _GO
         refusal = getattr(ticket, "refusal", _Refusal(SemaphoreClosed))
         self._give_back(leaf, ticket)
@@ -305,7 +313,7 @@ class FleetTree(Tree):
         if (state := ticket.state) is OUT:
             return False
         number, serial = ticket.number, ticket.serial
-        farewell = _Farewell(self, serial)
+        farewell = _Farewell(self, ticket)
         # Straight line.
         ticket.state = OUT
         if state is HELD:
@@ -328,7 +336,7 @@ class FleetTree(Tree):
         if ticket.state is not HELD:
             return False
         number, serial = ticket.number, ticket.serial
-        farewell = _Farewell(self, serial)
+        farewell = _Farewell(self, ticket)
         # Straight line.
         ticket.state = AWAY
         self.away[number] = ticket
@@ -366,6 +374,12 @@ class FleetTree(Tree):
         self._break_circles()
         return lost
 
+    def _is_in_circle(self, leaf: Node, ticket: Ticket) -> bool:
+        return ticket.number in self.line and self._circle(ticket) is not None
+
+    def _part_circles(self, leaf: Node) -> None:
+        self._break_circles()
+
     def _park_again(self, leaf: Node, ticket: Ticket, answer: Answer) -> None:
         if answer[0] == b"held" and ticket.state is not HELD and ticket.number in self.line:
             ticket.fence = int(answer[1])
@@ -377,6 +391,12 @@ class FleetTree(Tree):
 
     # -------------------------------------------------------------------------- parts of steps
 
+    def _leaves_to_others(self, item: Gate) -> bool:
+        if not isinstance(item, _Farewell):
+            return False
+        item.leave_to_others()
+        return True
+
     def _particulars(self, ticket: Ticket, waits: bool, comes_back: bool) -> list[str | int]:
         age = ticket.fence if comes_back else ""
         return [_key(ticket.leaf), int(waits), age, *_agents(ticket.leaf)]
@@ -387,17 +407,22 @@ class FleetTree(Tree):
         for node, (used, limit) in zip(path(leaf)[::-1], grouped(numbers, 2), strict=False):
             if limit != b"":
                 node.limit = int(limit)
+                node.room = node.limit - int(used)
                 uses.append(LayerUse(node.name, int(used), node.limit))
         return tuple(uses[::-1])
 
-    def _look_again(self, ticket: Ticket) -> None:
+    def _look_again(self, ticket: Ticket | None = None) -> None:
         self.session.renew()
+        self._settled(self._part_circles, self.root)
 
     def _rebuild(self) -> None:
         for ticket in list(self.line.values()):
             if ticket.state is WAITING and is_closed(ticket.leaf):
+                self.session.wire.post("release", ticket.serial, _key(ticket.leaf))
                 # Straight line.
                 del self.line[ticket.number]
+                if ticket.serial in self.asked:
+                    del self.asked[ticket.serial]
                 self.after.append(ticket.gate)
         self._open_drains()
         self.dirty = None
@@ -414,21 +439,47 @@ class FleetTree(Tree):
 
 
 class _Farewell:
-    """To be said to the fleet when the lock is free: that a place is given back."""
+    """To be said to the fleet when the lock is free: that a place is given back.
 
-    __slots__ = ("serial", "tree")
+    Several threads may be asked to. Who finds ``taken`` empty does it. Where that fails, the next renewal
+    will report a place that nobody here knows of.
+    """
 
-    def __init__(self, tree: FleetTree, serial: int) -> None:
+    __slots__ = ("path", "serial", "taken", "tree")
+
+    def __init__(self, tree: FleetTree, ticket: Ticket) -> None:
         self.tree = tree
-        self.serial = serial
+        self.serial = ticket.serial
+        self.path = _key(ticket.leaf)
+        self.taken: dict[int, object] = {}
 
     def release(self) -> None:
-        """Say it. Where that fails, the next renewal will report a place that nobody here knows of."""
+        """Say it, and wait until it was heard."""
+        self._say(self.tree.session.wire.call)
+        self.tree.leave_if_over()
+
+    def leave_to_others(self) -> None:
+        """Have it said before whatever this thread may say next, by another one."""
+        self._say(self.tree.session.wire.post)
+        _in_a_thread(self._send)
+
+    def _send(self) -> None:
+        self.tree.session.wire.flush()
+        self.tree.leave_if_over()
+
+    def _say(self, say: Callable[..., object]) -> None:
+        by = object()
         try:
-            self.tree.session.wire.call("release", self.serial)
+            if self.taken.setdefault(0, by) is by:
+                say("release", self.serial, self.path)
         except (RedisError, OSError, Reentered):
             pass
-        self.tree.leave_if_over()
+        except BaseException:
+            # Straight line.
+            if 0 in self.taken and self.taken[0] is by:
+                self.taken = {}
+            self.tree.after.append(self)
+            raise
 
 
 class _Grants:

@@ -161,7 +161,7 @@ class Wire:
     def _send_all(self, call: _Call | None) -> None:
         queue = self._queue
         while queue and not (call is not None and call.done and queue[0].waits):
-            batch = list(islice(queue, _MOST))
+            batch = list(islice(queue.copy(), _MOST))
             try:
                 answers = self._exchange(batch)
             except ResponseError as error:

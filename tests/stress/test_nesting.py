@@ -21,6 +21,8 @@ import governor
 from governor import AcquireTimeout, ConcurrencyGovernor, DeadlockError, GovernedExecutor, _tree
 from governor._tree import Node, Ticket, path
 
+pytestmark = pytest.mark.every_governor
+
 THREADS, TURNS = 8, 150
 
 
