@@ -29,7 +29,8 @@ nitpick_ignore_regex = [
     ("py:(class|exc)", r"(?!governor\.)\w+\..*"),  # of other packages
     ("py:class", r"governor\._.*"),  # what a public signature names and nobody imports
     ("py:class", r"P|governor\..*\.(G|Agent)"),  # variables of types
-    ("py:(class|exc)", "ConnectTimeout|Kind|WSGIApplication"),  # known by that name where they stand
+    # Known by that name where they stand.
+    ("py:(class|exc)", "ConnectTimeout|Kind|RedisError|WSGIApplication"),
 ]
 
 myst_heading_anchors = 4
