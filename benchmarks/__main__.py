@@ -13,17 +13,22 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks._measure import Effort
 from benchmarks._peers import PACKAGES, installed
 from benchmarks._report import table, write_docs
+from benchmarks._server import server_version
 from benchmarks.agents import agents
 from benchmarks.contended import burst, contended
+from benchmarks.fleet import fleet
 from benchmarks.jobs import jobs
 from benchmarks.uncontended import uncontended
 from benchmarks.waiting import grants, latency, memory
 
-SCENARIOS = {it.__name__: it for it in (uncontended, contended, burst, grants, latency, memory, agents, jobs)}
+SCENARIOS = {
+    it.__name__: it for it in (uncontended, contended, burst, grants, latency, memory, agents, jobs, fleet)
+}
 
 
 def main() -> int:
@@ -33,7 +38,12 @@ def main() -> int:
     parser.add_argument(
         "--only", choices=SCENARIOS, action="append", metavar="NAME", help="; ".join(SCENARIOS)
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures there too; with --only, what it has of other scenarios stays",
+    )
     parser.add_argument("--quick", action="store_true", help="show that all works; the figures mean nothing")
     commands = parser.add_subparsers()
     docs = commands.add_parser("docs", help="write the tables of the README and the docs")
@@ -48,20 +58,51 @@ def measure(arguments: argparse.Namespace) -> int:
     """Measure, print, and keep."""
     build = platform.python_version() + ("" if getattr(sys, "_is_gil_enabled", lambda: True)() else "t")
     print(f"CPython {build}")
+    chosen = arguments.only or [*SCENARIOS]
+    result: dict[str, Any] = {
+        "python": build,
+        "system": f"{platform.system()}, {os.cpu_count()} processors",
+        "server": server_version() if fleet.__name__ in chosen else None,
+        "packages": {name: installed(name) for name in PACKAGES},
+    }
+    others, rest = [], [name for name in SCENARIOS if name not in chosen]
+    if arguments.json and rest and arguments.json.exists():
+        kept = json.loads(arguments.json.read_text("utf-8"))
+        others = [row for row in kept["rows"] if row["scenario"] in rest]
+        if others and (differs := _join(result, kept)):
+            print(f"{arguments.json} is of {differs}: leave out --only, or --json", file=sys.stderr)
+            return 2
     found = []
-    for name in arguments.only or SCENARIOS:
+    for name in chosen:
         rows = SCENARIOS[name](Effort(arguments.quick))
         print("\n" + table(rows), flush=True)
         found += rows
     if arguments.json:
-        result = {
-            "python": build,
-            "system": f"{platform.system()}, {os.cpu_count()} processors",
-            "packages": {name: installed(name) for name in PACKAGES},
-        }
-        rows = ",\n".join(json.dumps(_compact(dataclasses.asdict(row))) for row in found)
+        order = [*SCENARIOS]
+        every = sorted(
+            [*others, *(_compact(dataclasses.asdict(row)) for row in found)],
+            key=lambda row: order.index(row["scenario"]),
+        )
+        rows = ",\n".join(map(json.dumps, every))
         arguments.json.write_text(f'{json.dumps(result)[:-1]}, "rows": [\n{rows}\n]}}\n', "utf-8")
     return int(any(row.remark.startswith("broken") for row in found))
+
+
+def _join(result: dict[str, Any], kept: dict[str, Any]) -> str:
+    """Complete what is said of this run by what is kept of an earlier one.
+
+    Returns in what they differ, if they do: then their rows are not to be compared.
+    """
+    for name in ("python", "system"):
+        if kept[name] != result[name]:
+            return f"{kept[name]}, not {result[name]}"
+    result["server"] = result["server"] or kept.get("server")
+    for name, version in kept["packages"].items():
+        mine = result["packages"].setdefault(name, None) or version
+        if version not in (None, mine):
+            return f"{name} {version}, not {mine}"
+        result["packages"][name] = mine
+    return ""
 
 
 def _compact(value: object) -> object:

@@ -26,7 +26,8 @@ Body = Callable[[], object]
 
 # What takes part somewhere, by the name of its distribution.
 PACKAGES = (
-    "anyio", "bounded-pool-executor", "bulkman", "more-executors", "pyresilience", "resource-semaphore",
+    "anyio", "bounded-pool-executor", "bulkman", "more-executors", "pyresilience", "redis",
+    "resource-semaphore",
 )  # fmt: skip
 
 # What has no way to say: run this under a limit of how many run at once, and wait for it here.

@@ -141,6 +141,10 @@ def _fair(row: Row) -> str:
     return "" if row.ratio is None else f"{_number(row.ratio)}; {_number(row.fairness)}"
 
 
+def _micros(row: Row) -> str:
+    return _number(1_000 / row.thousands) if row.thousands else ""
+
+
 def _notes(*names: str) -> Callable[[Row], str]:
     return lambda row: "; ".join(_number(row.notes[it]) for it in names if it in row.notes)
 
@@ -151,6 +155,7 @@ CELLS: dict[str, tuple[Callable[[Row], str], str]] = {
     "burst": (_notes("median wait, ms", "longest, ms"), "a stream's median wait; its longest, in ms"),
     "latency": (_notes("median, us", "95 %, us"), "median; 95 % are below, in µs"),
     "memory": (_notes("bytes"), "bytes"),
+    "fleet": (_spread, "ratio (quartiles)"),
 }
 
 
@@ -182,6 +187,7 @@ def _versions() -> Iterator[str]:
     for build in results():
         kept = json.loads((RESULTS / f"{build}.json").read_text("utf-8"))
         packages = ", ".join(f"{name} {it or '(not installed)'}" for name, it in kept["packages"].items())
+        packages += f"; {kept['server']}" if kept.get("server") else ""
         yield f"| {build} | {kept['python']} | {kept['system']} | {packages} |"
 
 
@@ -219,6 +225,14 @@ JOB = Line(
     "jobs", "10,000 jobs, 16 permits, 16 workers", "governor",
 )  # fmt: skip
 FEWER = JOB._replace(what="the same with 5 permits", case="3,000 jobs, 5 permits, 16 workers")
+TRIPS = Line(
+    "an uncontended `with gov.acquire_tool(): ...`, two round trips", "one round trip of redis-py",
+    "fleet", "one thread, room for all", "RedisGovernor",
+)  # fmt: skip
+PASSED = Line(
+    "a hand-over between two processes", "a token in a list, by `BLPOP` and `RPUSH`",
+    "fleet", "one place, 2 processes of 1 thread", "RedisGovernor",
+)  # fmt: skip
 SUMMARIES = {
     "summary": [TOOL, TURN, FAIR, UNFAIR],
     "costs": [
@@ -240,6 +254,25 @@ SUMMARIES = {
         LISTENER._replace(what="the same with one"),
     ],
     "executor": [JOB, FEWER],
+    "fleet costs": [
+        TRIPS,
+        TRIPS._replace(what="the same", beside="µs", show=_micros),
+        Line(
+            "a turn of 32 threads, room for all", "a counter in a script, a connection a thread",
+            "fleet", "32 threads, room for all", "RedisGovernor",
+        ),
+        PASSED,
+        PASSED._replace(what="the same", beside="µs", show=_micros),
+        PASSED._replace(what="the same, 4 threads in each", case="one place, 2 processes of 4 threads"),
+        Line(
+            "a grant among 10,000 waiting requests", "among 100",
+            "fleet", "a grant", "10,000 waiting requests",
+        ),
+        Line(
+            "a grant among 1,000 waiting requests of 100 agents", "of one agent",
+            "fleet", "a grant, 1,000 waiting requests", "100 agents",
+        ),
+    ],
 }  # fmt: skip
 PREFACES = {
     "summary": [
