@@ -115,7 +115,18 @@ class FleetTree(Tree):
         verdict = self._settled(self._admit_or_park, leaf, ticket, answer, resumes)
         if verdict is answer:
             raise _error(ticket, answer)
+        if verdict is _PARKED and ticket.waiter is not None and self._owns(ticket.waiter):
+            # Whoever looks last, then to do nothing but sleep, sees all the others asleep. A circle is sure
+            # once a renewal has told of the grants and the limits that there are.
+            self.serve()
+            while self._locked(self._is_in_circle, leaf, (ticket,)) is True:
+                self._look_again(ticket)
+            if ticket.number not in self.line:
+                return self.withdraw(ticket)
         return verdict
+
+    def _owns(self, thread: int) -> bool:
+        return any(it.owner == thread for it in list(self.held.values()))
 
     def withdraw(self, ticket: Ticket) -> Any:
         verdict = self._settled(self._may_withdraw, ticket.leaf, ticket)
@@ -123,17 +134,6 @@ class FleetTree(Tree):
             return verdict
         answer = self.session.wire.call("withdraw", ticket.serial)
         return self._settled(self._strike, ticket.leaf, ticket, answer)
-
-    def _sleep(
-        self, ticket: Ticket, gate: Any, timeout: float | None, what: str, governor: str | None
-    ) -> None:
-        # Here and not in `stand`: whoever looks last, then to do nothing but sleep, sees all the others
-        # asleep. A circle is sure once a renewal has told of the grants and the limits that there are.
-        if ticket.waiter is not None and any(it.owner == ticket.waiter for it in list(self.held.values())):
-            self.serve()
-            while self._locked(self._is_in_circle, ticket.leaf, (ticket,)) is True:
-                self._look_again(ticket)
-        super()._sleep(ticket, gate, timeout, what, governor)
 
     def revise(self, *changes: tuple[Node, int | None]) -> None:
         limits = [(node, limit) for node, limit in changes if limit is not None]
@@ -175,6 +175,10 @@ class FleetTree(Tree):
     def is_lost(self, ticket: Ticket) -> bool:
         """Whether the place of one that is held may be another's by now."""
         return ticket.state is HELD and (ticket.lost or now() > self.session.deadline)
+
+    def nobody_waits(self) -> bool:
+        """Whether nobody here could be granted anything."""
+        return len(self.asked) == len(self.held)
 
     def leave_if_over(self) -> None:
         """End the session of a closed governor that has nothing of the fleet any more."""
@@ -454,8 +458,8 @@ class _Farewell:
         self.taken: dict[int, object] = {}
 
     def release(self) -> None:
-        """Say it, and wait until it was heard."""
-        self._say(self.tree.session.wire.call)
+        """Say it, and see to it that it is sent."""
+        self._say(partial(self.tree.session.wire.tell, alone=self.tree.nobody_waits))
         self.tree.leave_if_over()
 
     def leave_to_others(self) -> None:

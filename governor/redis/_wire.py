@@ -66,9 +66,10 @@ class Wire:
         self._connection: Any = None
         self._deliver = deliver
         self._queue: deque[_Call] = deque()
+        self._sent = 0  # of the first in the queue, how many were sent with their answer unread
         self._lock = RLock()  # whose owner leads
         keys = [f"governor:{{{name}}}:{key}".encode() for key in KEYS]
-        self._head = [_pack(b"EVALSHA", _SHA, b"%d" % len(keys), *keys, session.encode())]
+        self._head = _pack(b"EVALSHA", _SHA, b"%d" % len(keys), *keys, session.encode())
         self._head_size = 4 + len(keys)
 
     def call(self, *command: str | int) -> Answer:
@@ -104,15 +105,26 @@ class Wire:
         """
         self._queue.append(_Call(command, then, False))
 
+    def tell(self, *command: str | int, alone: Callable[[], bool]) -> None:
+        """Have a command sent, by this thread or by the one that leads.
+
+        Where nobody else sends anything, and ``alone`` returns True, its answer is not waited for: it is
+        read with that of the next command. Where that one fails, this one is sent again with it.
+        """
+        self._queue.append(_Call(command, None, False))
+        self._lead(None, alone)
+
     def flush(self) -> None:
-        """Send what is there, unless another thread does."""
-        while self._queue:
-            if not self._lead(None):
-                return
+        """Send what is there, unless another thread does, and read what was not read."""
+        self._lead(None)
 
     def close(self) -> None:
         """Give the connection back."""
-        connection, self._connection = self._connection, None
+        self._lock.acquire()
+        try:
+            connection, self._connection, self._sent = self._connection, None, 0
+        finally:
+            self._lock.release()
         if connection is not None:
             connection.disconnect()
             self._pool.release(connection)
@@ -131,35 +143,41 @@ class Wire:
         if not call.done and not self._lead(call):
             call.gate.acquire()
 
-    def _lead(self, call: _Call | None) -> bool:
+    def _lead(self, call: _Call | None, alone: Callable[[], bool] | None = None) -> bool:
         """Send what is there until this call is done, if nobody else leads. Returns whether it did."""
         lock = self._lock
         if lock._is_owned():  # type: ignore[attr-defined]
             return False
-        try:
-            if not lock.acquire(False):
-                return False
-            self._send_all(call)
-            lock.release()
-        except BaseException:
+        led = False
+        while True:
             try:
+                if not lock.acquire(False):
+                    return led
+                self._send_all(call, alone)
                 lock.release()
-            except RuntimeError:
-                pass  # not taken yet, or free again
-            _in_a_thread(self.flush)
-            raise
-        try:
-            following = self._queue[0]
-            if following.gate is not None:
-                following.gate.release()
-            elif not following.waits:
+            except BaseException:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass  # not taken yet, or free again
                 _in_a_thread(self.flush)
-        except (IndexError, RuntimeError):
-            pass  # nobody there, or awake already
-        return True
+                raise
+            led = True
+            try:
+                following = self._queue[self._sent]
+            except IndexError:
+                return True
+            if following.gate is not None:
+                _open(following.gate)
+            if following.waits:
+                return True
+            # Else nobody waits for what has come just now, and so nobody would send it.
 
-    def _send_all(self, call: _Call | None) -> None:
+    def _send_all(self, call: _Call | None, alone: Callable[[], bool] | None) -> None:
         queue = self._queue
+        if alone is not None and len(queue) == 1 and not self._sent and alone() and self._send(queue[0]):
+            self._sent = 1
+            return
         while queue and not (call is not None and call.done and queue[0].waits):
             batch = list(islice(queue.copy(), _MOST))
             try:
@@ -179,10 +197,7 @@ class Wire:
                     it.then(answer)
                 it.done = True
                 if it.gate is not None:
-                    try:
-                        it.gate.release()
-                    except RuntimeError:
-                        pass  # awake already
+                    _open(it.gate)
                 queue.popleft()
 
     def _alone(self, call: _Call) -> Any:
@@ -191,32 +206,71 @@ class Wire:
         except RedisError as error:
             return error
 
+    def _send(self, call: _Call) -> bool:
+        """Send a first attempt, without reading the answer. Returns whether that went well."""
+        connection = self._connection
+        if connection is None:
+            return False
+        try:
+            connection.send_packed_command([self._encode([call])])
+        except (RedisError, OSError):
+            connection.disconnect()
+            return False
+        return True
+
     def _exchange(self, batch: list[_Call]) -> list[Any]:
-        """Call the script; as often as the client is to try."""
-        size = self._head_size + sum([it.size for it in batch])
-        data = b"".join([b"*%d" % size, *self._head, *(it.args for it in batch), b"\r\n"])
+        """Call the script; as often as the client is to try. The first of the calls may have been sent."""
+        sent, self._sent = self._sent, 0
         connection = self._connection
         if connection is None:
             connection = self._connection = self._pool.get_connection()
+        if sent:
+            try:
+                if len(batch) > sent:
+                    # With no look at its health first, whose answer would be the one that is to come.
+                    connection.send_packed_command([self._encode(batch[sent:])], check_health=False)
+                answers = self._read(connection)
+                return answers + self._read(connection) if len(batch) > sent else answers
+            except (RedisError, OSError):
+                connection.disconnect()  # and all of it once more
+            except BaseException:
+                connection.disconnect()
+                raise
+        data = self._encode(batch)
 
-        def attempt() -> Any:
+        def attempt() -> list[Any]:
             connection.send_packed_command([data])
             try:
-                return connection.read_response(disable_decoding=True)
+                return self._read(connection)
             except NoScriptError:
                 connection.send_command("SCRIPT", "LOAD", _SCRIPT)
                 connection.read_response()
                 connection.send_packed_command([data])
-                return connection.read_response(disable_decoding=True)
+                return self._read(connection)
             except ReadOnlyError:
                 connection.disconnect()  # a primary once: the next attempt may find the one there is now
                 raise
 
-        reply = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+        answers = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+        return answers
+
+    def _encode(self, batch: list[_Call]) -> bytes:
+        size = self._head_size + sum([it.size for it in batch])
+        return b"".join([b"*%d" % size, self._head, *[it.args for it in batch], b"\r\n"])
+
+    def _read(self, connection: Any) -> list[Any]:
+        reply = connection.read_response(disable_decoding=True)
         if reply[0]:
             self._deliver(reply[0])
         answers: list[Any] = reply[1:]
         return answers
+
+
+def _open(gate: Any) -> None:
+    try:
+        gate.release()
+    except RuntimeError:
+        pass  # open already
 
 
 def _pack(*parts: bytes) -> bytes:
