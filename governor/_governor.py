@@ -228,7 +228,7 @@ class Governor:
         tools = check_count("max_tools", max_tools)
         streams = None if max_streams is None else check_count("max_streams", max_streams)
 
-        def find_or_make() -> Self:
+        def find_or_make() -> Any:
             found = self._agents.get(name)
             if found is None or any(node.closed for node in found._own):
                 found = self._agents[name] = self._make_agent(name, tools, streams)

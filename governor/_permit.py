@@ -285,7 +285,8 @@ def try_acquire(leaf: Node, source: Any) -> ConcurrencyPermit | None:
 
     ``source`` lives as long as the permit is out.
     """
-    permit, tree = source._permit(leaf, source), leaf.tree
+    permit: ConcurrencyPermit = source._permit(leaf, source)
+    tree = leaf.tree
     if permit._ticket.state is HELD:
         return permit
     ticket = permit._ticket

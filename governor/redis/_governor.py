@@ -135,12 +135,14 @@ class RedisGovernor(Governor):
         tree.slow_wait = check_timeout(slow_wait, "slow_wait")
         tree.session = session = Session(client, name, tree)
         session.join(given, seconds)
-        for argument, value in (*given.items(), ("lease", seconds)):
-            there = session.lease if argument == "lease" else session.limits[argument]
-            if value is not None and value != there:
+        asked: dict[str, float | None] = {**given, "lease": seconds}
+        there: dict[str, float | None] = {**session.limits, "lease": session.lease}
+        for argument, wanted in asked.items():
+            has = there[argument]
+            if wanted is not None and wanted != has:
+                how = ", or change it with resize()" if argument in LIMITS[:3] else ""
                 raise ValueError(
-                    f"{argument}={value}: the fleet {name!r} has {there}: ask for that, or for none, "
-                    "or change its limits with resize()"
+                    f"{argument}={wanted}: the fleet {name!r} has {has}: ask for that, or for none{how}"
                 )
         self._name = name
         self._parent = None

@@ -184,6 +184,15 @@ class Session:
             pass  # its lease ends by itself
         self.wire.close()
 
+    def leave_at_once(self) -> None:
+        """Leave at the end of the process, which may not wait for a server that is away."""
+        if self._active and self.pid == os.getpid():
+            self._active = False
+            try:
+                self.wire.attempt("leave", timeout=1.0)
+            except (RedisError, OSError):
+                pass  # its lease ends by itself
+
     def _begin(self) -> None:
         self.renew()
         thread = Thread(target=self._attend, name="governor-fleet", daemon=True)
@@ -268,4 +277,4 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 @atexit.register
 def _leave_all() -> None:
     for session in list(_sessions):
-        session.leave()
+        session.leave_at_once()

@@ -47,7 +47,7 @@ from governor._tree import (
     waiting_files,
 )
 from governor.redis._session import Session, Snapshot, now
-from governor.redis._wire import Answer, Reentered, grouped
+from governor.redis._wire import Answer, Reentered, grouped, open_gate
 
 __all__ = ["FleetNode", "FleetTree", "agent_of"]
 
@@ -192,13 +192,18 @@ class FleetTree(Tree):
         news = _Grants(self, grants)
         self.after.append(news)  # first of all: it is not said again so soon
         news.release()
-        for item in self.after.copy():
-            if item is news or isinstance(item, _Latch):
-                try:
-                    self.after.remove(item)
-                    item.release()
-                except (RuntimeError, ValueError):
-                    pass  # open already, or done by another thread
+        after, index = self.after, 0
+        while index < len(after):  # by index, as others append and take out meanwhile
+            try:
+                item = after[index]
+                if isinstance(item, _Latch):
+                    open_gate(item)
+                if item is news or isinstance(item, _Latch):
+                    after.remove(item)
+                else:
+                    index += 1
+            except (IndexError, ValueError):
+                pass  # another thread was quicker
 
     def answered(self) -> Mapping[int, Ticket]:
         line = self.line
@@ -359,13 +364,14 @@ class FleetTree(Tree):
         for node, limit in zip(self.main, snapshot.limits, strict=True):
             node.limit = limit
         for serial, (state, number) in snapshot.known.items():
-            ticket = self.asked.get(serial)
-            if ticket is None:
+            mine = self.asked.get(serial)
+            if mine is None:
                 wire.post("release", serial)
-            elif state == b"h" and ticket.state is not HELD and ticket.number in self.line:
-                ticket.fence = number
-                self._take_in(ticket)
-        for serial, ticket in snapshot.before.items():
+            elif state == b"h" and mine.state is not HELD and mine.number in self.line:
+                mine.fence = number
+                self._take_in(mine)
+        for serial, before in snapshot.before.items():
+            ticket: Ticket = before
             if serial in snapshot.known or self.asked.get(serial) is not ticket:
                 continue
             if ticket.state is HELD:

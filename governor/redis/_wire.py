@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha1
 from importlib.resources import files
-from itertools import islice
 from threading import Lock, RLock
 from typing import Any
 
@@ -22,7 +21,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseE
 
 from governor._tree import _in_a_thread
 
-__all__ = ["KEYS", "Answer", "Reentered", "Wire", "grouped"]
+__all__ = ["KEYS", "Answer", "Reentered", "Wire", "grouped", "open_gate"]
 
 Answer = list[Any]
 
@@ -118,6 +117,22 @@ class Wire:
         """Send what is there, unless another thread does, and read what was not read."""
         self._lead(None)
 
+    def attempt(self, *command: str | int, timeout: float) -> None:
+        """Say one last thing, where nobody else is amid something and that takes no new connection."""
+        connection = self._connection
+        if not self._lock.acquire(False):
+            return
+        try:
+            if connection is not None and connection.is_connected:
+                call = _Call(command, None, False)
+                connection.send_packed_command(
+                    [self._encode([self._queue[i] for i in range(len(self._queue))] + [call])],
+                    check_health=False,
+                )
+                connection.can_read(timeout)  # closed with something unread, it might not arrive
+        finally:
+            self._lock.release()
+
     def close(self) -> None:
         """Give the connection back."""
         self._lock.acquire()
@@ -168,7 +183,7 @@ class Wire:
             except IndexError:
                 return True
             if following.gate is not None:
-                _open(following.gate)
+                open_gate(following.gate)
             if following.waits:
                 return True
             # Else nobody waits for what has come just now, and so nobody would send it.
@@ -179,7 +194,8 @@ class Wire:
             self._sent = 1
             return
         while queue and not (call is not None and call.done and queue[0].waits):
-            batch = list(islice(queue.copy(), _MOST))
+            # By index, as others append meanwhile; only who leads takes out.
+            batch = [queue[index] for index in range(min(len(queue), _MOST))]
             try:
                 answers = self._exchange(batch)
             except ResponseError as error:
@@ -197,7 +213,7 @@ class Wire:
                     it.then(answer)
                 it.done = True
                 if it.gate is not None:
-                    _open(it.gate)
+                    open_gate(it.gate)
                 queue.popleft()
 
     def _alone(self, call: _Call) -> Any:
@@ -229,8 +245,8 @@ class Wire:
                 if len(batch) > sent:
                     # With no look at its health first, whose answer would be the one that is to come.
                     connection.send_packed_command([self._encode(batch[sent:])], check_health=False)
-                answers = self._read(connection)
-                return answers + self._read(connection) if len(batch) > sent else answers
+                first = self._read(connection)
+                return first + self._read(connection) if len(batch) > sent else first
             except (RedisError, OSError):
                 connection.disconnect()  # and all of it once more
             except BaseException:
@@ -251,7 +267,7 @@ class Wire:
                 connection.disconnect()  # a primary once: the next attempt may find the one there is now
                 raise
 
-        answers = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+        answers: list[Any] = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
         return answers
 
     def _encode(self, batch: list[_Call]) -> bytes:
@@ -266,7 +282,8 @@ class Wire:
         return answers
 
 
-def _open(gate: Any) -> None:
+def open_gate(gate: Any) -> None:
+    """Open what somebody waits at, if it is not open already."""
     try:
         gate.release()
     except RuntimeError:

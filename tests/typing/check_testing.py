@@ -17,7 +17,7 @@ def a_governor_that_lets_nobody_wait() -> None:
     gov = NonBlockingGovernor(4, 8, 16, max_queued=None, name="crew")
     assert_type(NonBlockingGovernor.with_defaults(), NonBlockingGovernor)
     assert_type(gov.acquire_tool(timeout=1.5), ConcurrencyPermit)
-    assert_type(gov.agent("coder", max_tools=2), ConcurrencyGovernor)
+    assert_type(gov.agent("coder", max_tools=2), NonBlockingGovernor)
     NonBlockingGovernor(4, 8)  # type: ignore
 
 
