@@ -354,6 +354,7 @@ def test_a_layer_at_0_is_paused_and_not_stuck(gov: ConcurrencyGovernor) -> None:
     assert_no_alarm(gov, wait, lambda: gov.resize(max_tools=2))
 
 
+@pytest.mark.in_process_only  # a handler that comes amid a command to a fleet's server cannot acquire
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to a thread on this platform")
 def test_a_thread_that_runs_a_signal_handler_amid_its_wait_does_not_only_wait(
     gov: ConcurrencyGovernor,

@@ -133,7 +133,7 @@ class RedisGovernor(Governor):
         _check_server(client)
         tree = FleetTree()
         tree.slow_wait = check_timeout(slow_wait, "slow_wait")
-        tree.session = session = Session(client, name, tree)
+        tree.session = session = Session(client, name, tree, owns_client=client is not client_or_url)
         session.join(given, seconds)
         asked: dict[str, float | None] = {**given, "lease": seconds}
         there: dict[str, float | None] = {**session.limits, "lease": session.lease}

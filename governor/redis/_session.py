@@ -81,8 +81,9 @@ class Session:
     at once: it has no lock that could be left taken.
     """
 
-    def __init__(self, client: Any, name: str, owner: Owner) -> None:
+    def __init__(self, client: Any, name: str, owner: Owner, *, owns_client: bool) -> None:
         self.client = client
+        self._owns_client = owns_client
         self.name = name
         self.pid = os.getpid()
         self.id = f"{_HOST}:{self.pid}:{secrets.token_hex(4)}"
@@ -95,11 +96,11 @@ class Session:
         self._active = False
         self._thread: Thread | None = None
         self._next = 0.0
-        weakref.finalize(owner, _in_a_thread, self.leave).atexit = False
+        weakref.finalize(owner, _in_a_thread, self._end).atexit = False
 
     def renewed(self, owner: Owner) -> Session:
         """Return another one for the same fleet: that of a forked child."""
-        other = Session(self.client, self.name, owner)
+        other = Session(self.client, self.name, owner, owns_client=self._owns_client)
         other.limits, other.lease = self.limits, self.lease
         return other
 
@@ -145,6 +146,8 @@ class Session:
         if answer and answer[0] == b"gone":
             self.join(self.limits, self.lease)
             answer = self.wire.call(*command)
+        if not self._active:
+            self._close()
         return answer
 
     def renew(self) -> None:
@@ -182,7 +185,19 @@ class Session:
             self.wire.call("leave")
         except (RedisError, OSError, Reentered):
             pass  # its lease ends by itself
+        self._close()
+
+    def _close(self) -> None:
+        """Let go of the connections, until they are needed again."""
         self.wire.close()
+        if self._owns_client:
+            self.client.close()
+
+    def _end(self) -> None:
+        """End what nobody uses any more."""
+        if self.pid == os.getpid():
+            self.leave()
+            self._close()
 
     def leave_at_once(self) -> None:
         """Leave at the end of the process, which may not wait for a server that is away."""
@@ -229,6 +244,8 @@ class Session:
             if self._thread is threading.current_thread():
                 self._active = False
             pubsub.close()
+            if not self._active:
+                self._close()
 
     def _goes_on(self) -> bool:
         return self._active and self._thread is threading.current_thread() and self._owner() is not None

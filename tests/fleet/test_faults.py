@@ -111,7 +111,7 @@ def test_a_pause_of_the_server_costs_time_and_nothing_else(
     books.client.client_pause(700, all=True)
     traffic.goes_on()
     assert traffic.end().lost == 0
-    assert books.empty()
+    until(books.empty, "nothing in the books")
 
 
 @pytest.mark.parametrize("patient", [True, False], ids=["patient", "impatient"])
@@ -211,7 +211,7 @@ def test_a_connection_that_was_cut_meanwhile_is_no_error(join: Join, proxy: Prox
     for _ in range(5):
         gov.acquire_tool().release()
         proxy.cut()
-    assert books.empty()
+    until(books.empty, "nothing in the books")
 
 
 def test_a_server_that_cannot_be_reached_is_an_error_and_never_a_permit(
@@ -265,7 +265,7 @@ def test_a_permit_whose_answer_was_lost_is_granted_once(
     assert len(books.rows("held")) == len(books.rows("ids")) == 1
     assert gov.stats().tools_in_use == 1
     permit.release()
-    assert books.empty()
+    until(books.empty, "nothing in the books")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -308,7 +308,7 @@ def test_a_waiter_whose_answer_was_lost_stands_in_line_once(join: Join, proxy: P
         until(lambda: other.stats().tools_waiting == 1, "one in line")
         assert len(books.rows("line")) == 1
         permit.release()
-    assert books.empty()
+    until(books.empty, "nothing in the books")
 
 
 def test_a_waiter_that_times_out_leaves_even_if_no_answer_says_so(
@@ -328,7 +328,7 @@ def test_a_waiter_that_times_out_leaves_even_if_no_answer_says_so(
     assert proxy.lost_answers == 1
     assert books.rows("line") == []
     permit.release()
-    assert books.empty()
+    until(books.empty, "nothing in the books")
 
 
 def test_a_resize_whose_answer_was_lost_is_done(join: Join, proxy: Proxy) -> None:
@@ -374,7 +374,7 @@ def test_who_is_not_told_of_its_turn_finds_out_at_the_next_renewal(
             permit.release()
             until(lambda: proxy.lost_messages, "the loss")
         proxy.restore()
-    assert books.empty()
+    until(books.empty, "nothing in the books")
 
 
 def test_ten_times_out_of_ten_a_lost_subscription_keeps_nobody_waiting(
@@ -402,7 +402,7 @@ def test_a_script_that_is_forgotten_all_the_time_is_sent_again(traffic: Traffic,
         sleep(0.01)
     traffic.goes_on()
     assert traffic.end().lost == 0
-    assert books.empty()
+    until(books.empty, "nothing in the books")
 
 
 # ------------------------------------------------------------------------------ lost state

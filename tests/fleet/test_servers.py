@@ -72,7 +72,8 @@ def test_servers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         "os.kill(os.getpid(), 9)\n"
     )
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, timeout=20)
+    env = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}  # nobody deletes its files
+    done = subprocess.run([sys.executable, "-c", script], env=env, timeout=20)
     assert done.returncode == -signal.SIGKILL
     pid = int(note.read_text())
 

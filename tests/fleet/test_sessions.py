@@ -210,7 +210,7 @@ def test_a_timeout_leaves_no_ghost_in_the_line(hire: Hire, books: Books) -> None
     one.release()
     other.acquire()
     other.release()
-    assert books.empty()
+    until(books.empty, "nothing in the books")
 
 
 def test_a_resize_holds_for_all_and_admits_in_line(hire: Hire) -> None:
@@ -270,6 +270,7 @@ def test_the_line_is_bounded_over_all_processes(hire: Hire) -> None:
     one, other = hire(**ONE, max_queued=2), hire()
     one.acquire()
     one.stand("a")
+    until(lambda: in_line(one) == (0, 1), "one in line")
     other.stand("b")
     until(lambda: in_line(one) == (0, 2), "two in line")
     for worker in (one, other):
@@ -456,4 +457,4 @@ def test_a_process_that_ends_without_a_word_is_forgotten_within_its_lease(hire: 
     other.outcome("waiter")
     assert books.sessions == 1
     other.release()
-    assert books.empty()
+    until(books.empty, "nothing in the books")
