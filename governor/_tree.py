@@ -93,16 +93,17 @@ class Ticket:
     ``entry``; ``source`` is whoever asked for it, kept alive as long as the ticket is in the books.
     ``waiter`` is the thread that waits with no timeout. ``refusal`` is why one was turned out of the
     line, and ``since`` the time when the place was taken. ``told`` says what listeners know: True that
-    it has its place, False that it has none, None that it has asked. ``fence``, ``lost`` and
-    ``serial`` are a fleet's: its age among all, whether its place may be another's by now, and what the
-    fleet knows its place by.
+    it has its place, False that it has none, None that it has asked. ``age``, ``fence``, ``lost`` and
+    ``serial`` are a fleet's: its place in line among all, its fencing number, whether its place may be
+    another's by now, and what the fleet knows its place by.
     """
 
     __slots__ = (
-        "entry", "fence", "frame", "gate", "leaf", "lost", "number", "owner", "refusal", "serial", "since",
-        "source", "state", "told", "waited", "waiter",
+        "age", "entry", "fence", "frame", "gate", "leaf", "lost", "number", "owner", "refusal", "serial",
+        "since", "source", "state", "told", "waited", "waiter",
     )  # fmt: skip
 
+    age: int
     entry: int
     fence: int
     frame: int

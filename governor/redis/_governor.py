@@ -130,20 +130,24 @@ class RedisGovernor(Governor):
         if lease is not None and (seconds is None or not 0.1 <= seconds <= 86_400):
             raise ValueError(f"lease must be a number of seconds from 0.1 to 86400, not {lease!r}")
         client: Any = Redis.from_url(client_or_url) if isinstance(client_or_url, str) else client_or_url
-        _check_server(client)
         tree = FleetTree()
         tree.slow_wait = check_timeout(slow_wait, "slow_wait")
         tree.session = session = Session(client, name, tree, owns_client=client is not client_or_url)
-        session.join(given, seconds)
-        asked: dict[str, float | None] = {**given, "lease": seconds}
-        there: dict[str, float | None] = {**session.limits, "lease": session.lease}
-        for argument, wanted in asked.items():
-            has = there[argument]
-            if wanted is not None and wanted != has:
-                how = ", or change it with resize()" if argument in LIMITS[:3] else ""
-                raise ValueError(
-                    f"{argument}={wanted}: the fleet {name!r} has {has}: ask for that, or for none{how}"
-                )
+        try:
+            _check_server(client)
+            session.join(given, seconds)
+            asked: dict[str, float | None] = {**given, "lease": seconds}
+            there: dict[str, float | None] = {**session.limits, "lease": session.lease}
+            for argument, wanted in asked.items():
+                has = there[argument]
+                if wanted is not None and wanted != has:
+                    how = ", or change it with resize()" if argument in LIMITS[:3] else ""
+                    raise ValueError(
+                        f"{argument}={wanted}: the fleet {name!r} has {has}: ask for that, or for none{how}"
+                    )
+        except BaseException:
+            session.close()
+            raise
         self._name = name
         self._parent = None
         self._global = tree.root = FleetNode(0, "global")

@@ -46,12 +46,15 @@ class Snapshot:
         known: By a permit's serial number, its state (``h``, ``w``) and the fleet's number.
         limits: Of streams, tools, and all.
         before: What the fleet was to know when it was asked.
+        began: Whether the session had ended, or the fleet had been forgotten: what was said before that,
+            and comes late, holds no more.
         lost: Whether what it does not know may be another's by now.
     """
 
     known: Mapping[int, tuple[bytes, int]]
     limits: tuple[int, ...]
     before: Mapping[int, Any]
+    began: bool
     lost: bool
 
 
@@ -64,8 +67,8 @@ class Owner(Protocol):
     def answered(self) -> Mapping[int, Any]:
         """Return what the fleet must know of, by serial number."""
 
-    def reconcile(self, snapshot: Snapshot) -> None:
-        """Bring the fleet's books and one's own to agree."""
+    def reconcile(self, snapshot: Snapshot) -> bool:
+        """Bring the fleet's books and one's own to agree. Returns whether that could be done now."""
 
     def lapse(self) -> None:
         """Hold what is held for lost, and tell."""
@@ -91,6 +94,9 @@ class Session:
         self.lease = 0.0
         self.deadline = float("inf")
         self._epoch: bytes | None = None
+        # How often the session has begun anew; up to which of these that is seen to; the last by which
+        # places were lost.
+        self._begun = self._seen = self._losing = 0
         self._owner = weakref.ref(owner)
         self.wire = Wire(client, name, self.id, self._deliver)
         self._active = False
@@ -100,6 +106,11 @@ class Session:
 
     def renewed(self, owner: Owner) -> Session:
         """Return another one for the same fleet: that of a forked child."""
+        pool = self.client.connection_pool
+        # Which another thread of the parent may have held, and no thread of the child will give back.
+        for lock in ("_lock", "_fork_lock"):
+            if hasattr(pool, lock):
+                setattr(pool, lock, threading.RLock())
         other = Session(self.client, self.name, owner, owns_client=self._owns_client)
         other.limits, other.lease = self.limits, self.lease
         return other
@@ -147,7 +158,7 @@ class Session:
             self.join(self.limits, self.lease)
             answer = self.wire.call(*command)
         if not self._active:
-            self._close()
+            self.close()
         return answer
 
     def renew(self) -> None:
@@ -156,24 +167,34 @@ class Session:
         if owner is None:
             return
         before, asked = owner.answered(), now()
-        answer = self.wire.call("renew")
+        answer = self.wire.call("renew", then=self._note)
         if answer[0] == b"gone":
             self.join(self.limits, self.lease)
             before, asked = owner.answered(), now()
-            answer = self.wire.call("renew")
+            answer = self.wire.call("renew", then=self._note)
         if asked > self.deadline:
             owner.lapse()
-        existed, soonest, settles, epoch = answer[:4]
-        # Who is back while a new fleet settles has lost nothing.
-        lost = existed == b"0" and self._epoch is not None and (epoch == self._epoch or settles == b"0")
-        self._epoch = epoch
-        self.deadline = asked + self.lease
-        limits, rest = tuple(map(int, answer[4:7])), answer[7:]
+        begun, seen = self._begun, self._seen
+        limits, soonest, rest = tuple(map(int, answer[4:7])), answer[1], answer[7:]
         self.limits = {**self.limits, **dict(zip(LIMITS, limits, strict=False))}
         known = {int(serial): (state, int(number)) for serial, state, number in grouped(rest, 3)}
-        owner.reconcile(Snapshot(known, limits, before, lost))
+        if owner.reconcile(Snapshot(known, limits, before, begun > seen, self._losing > seen)):
+            self._seen = begun
+            self.deadline = asked + self.lease  # not before what is lost is known to be
         self._next = time.monotonic() + min(self.lease / 3, int(soonest) / 1000 + 0.002)
         self.wire.flush()
+
+    def _note(self, answer: Answer) -> None:
+        """Note whether a renewal has begun the session anew: in the order of the answers."""
+        if answer[0] == b"gone":
+            return
+        existed, _, settles, epoch = answer[:4]
+        if existed == b"0" and self._epoch is not None:
+            # Who is back while a new fleet settles has lost nothing.
+            if epoch == self._epoch or settles == b"0":
+                self._losing = self._begun + 1
+            self._begun += 1
+        self._epoch = epoch
 
     def leave(self) -> None:
         """Give back all that this process has, and end the session. The next command begins it again."""
@@ -185,9 +206,9 @@ class Session:
             self.wire.call("leave")
         except (RedisError, OSError, Reentered):
             pass  # its lease ends by itself
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Let go of the connections, until they are needed again."""
         self.wire.close()
         if self._owns_client:
@@ -197,7 +218,7 @@ class Session:
         """End what nobody uses any more."""
         if self.pid == os.getpid():
             self.leave()
-            self._close()
+            self.close()
 
     def leave_at_once(self) -> None:
         """Leave at the end of the process, which may not wait for a server that is away."""
@@ -245,7 +266,7 @@ class Session:
                 self._active = False
             pubsub.close()
             if not self._active:
-                self._close()
+                self.close()
 
     def _goes_on(self) -> bool:
         return self._active and self._thread is threading.current_thread() and self._owner() is not None

@@ -51,7 +51,7 @@ from governor.redis._wire import Answer, Reentered, grouped, open_gate
 
 __all__ = ["FleetNode", "FleetTree", "agent_of"]
 
-_GO = "go"
+_GO, _STALE = "go", "stale"
 
 waiting_files.add(__file__)
 _OPEN = Lock()  # the gate of one who does not wait
@@ -104,15 +104,20 @@ class FleetTree(Tree):
         verdict = self._settled(self._enlist, leaf, ticket, resumes)
         if verdict is not _GO:
             return verdict
-        try:
-            answer = self.session.call(
-                "acquire", ticket.serial, *self._particulars(ticket, not at_once, resumes)
-            )
-        except Reentered:
-            if not resumes:
-                self.give_back(ticket)
-            return _Refusal(ConcurrencyLimitExceeded)
-        verdict = self._settled(self._admit_or_park, leaf, ticket, answer, resumes)
+        verdict = _STALE
+        while verdict is _STALE:
+            serial = ticket.serial
+            try:
+                answer = self.session.call(
+                    "acquire", serial, *self._particulars(ticket, not at_once, resumes)
+                )
+            except Reentered:
+                if not resumes:
+                    self.give_back(ticket)
+                return _Refusal(ConcurrencyLimitExceeded)
+            verdict = self._settled(self._admit_or_park, leaf, ticket, serial, answer, resumes)
+            if ticket.serial != serial:
+                self.session.wire.post("release", serial, _key(leaf))
         if verdict is answer:
             raise _error(ticket, answer)
         if verdict is _PARKED and ticket.waiter is not None and self._owns(ticket.waiter):
@@ -132,8 +137,9 @@ class FleetTree(Tree):
         verdict = self._settled(self._may_withdraw, ticket.leaf, ticket)
         if verdict is not _GO:
             return verdict
-        answer = self.session.wire.call("withdraw", ticket.serial)
-        return self._settled(self._strike, ticket.leaf, ticket, answer)
+        serial = ticket.serial
+        answer = self.session.wire.call("withdraw", serial)
+        return self._settled(self._strike, ticket.leaf, ticket, serial, answer)
 
     def revise(self, *changes: tuple[Node, int | None]) -> None:
         limits = [(node, limit) for node, limit in changes if limit is not None]
@@ -174,7 +180,9 @@ class FleetTree(Tree):
 
     def is_lost(self, ticket: Ticket) -> bool:
         """Whether the place of one that is held may be another's by now."""
-        return ticket.state is HELD and (ticket.lost or now() > self.session.deadline)
+        # In this order: what is lost is known to be before the deadline moves.
+        late = self.session.deadline < now()
+        return ticket.state is HELD and (late or ticket.lost)
 
     def nobody_waits(self) -> bool:
         """Whether nobody here could be granted anything."""
@@ -211,10 +219,12 @@ class FleetTree(Tree):
             serial: it for serial, it in list(self.asked.items()) if it.state is HELD or it.number in line
         }
 
-    def reconcile(self, snapshot: Snapshot) -> None:
+    def reconcile(self, snapshot: Snapshot) -> bool:
         lost: list[Ticket] | str = self._locked(self._agree, self.root, (snapshot,))
-        if lost is not _BUSY:
-            self._tell_lost(lost)
+        if lost is _BUSY:
+            return False
+        self._tell_lost(lost)
+        return True
 
     def lapse(self) -> None:
         self._tell_lost([it for it in list(self.held.values()) if not it.lost])
@@ -224,9 +234,9 @@ class FleetTree(Tree):
             ticket.lost = True
             self.tell(ticket, "lost", max(0.0, monotonic() - ticket.since), here=False)
 
-    def asked_again(self, ticket: Ticket, answer: Answer) -> None:
+    def asked_again(self, ticket: Ticket, serial: int, answer: Answer) -> None:
         """Take in the answer to one that was in line when the fleet forgot it."""
-        self._locked(self._park_again, ticket.leaf, (ticket, answer))
+        self._locked(self._park_again, ticket.leaf, (ticket, serial, answer))
 
     # --------------------------------------------------- steps: with the lock held and dirty set
 
@@ -246,20 +256,28 @@ class FleetTree(Tree):
         self.asked[serial] = ticket
         return _GO
 
-    def _admit_or_park(self, leaf: Node, ticket: Ticket, answer: Answer, resumes: bool) -> Any:
-        """Do as the fleet has answered. Returns as ``Tree._park``, or what is to be raised."""
+    def _admit_or_park(self, leaf: Node, ticket: Ticket, serial: int, answer: Answer, resumes: bool) -> Any:
+        """Do as the fleet has answered.
+
+        Returns:
+            As ``Tree._park``; or _STALE, where the fleet has forgotten since what it answered;
+            or the answer, to be raised.
+        """
         state, verdict = ticket.state, answer[0]
+        if not resumes and verdict in (b"held", b"waiting"):
+            ticket.age = int(answer[1])
         if state is HELD or state is OUT:
             return None  # granted, or released by another thread, before the answer was read
         if not resumes and is_closed(leaf):
             self._give_back(leaf, ticket)
             return _Refusal(SemaphoreClosed)
+        if ticket.serial != serial:
+            return _STALE
         if verdict == b"held":
             ticket.fence = int(answer[1])
             self._take_in(ticket)
             return None
         if verdict == b"waiting":
-            ticket.fence = int(answer[1])
             self._learn(leaf, answer[2])
             self.line[ticket.number] = ticket
             return _PARKED
@@ -285,18 +303,19 @@ class FleetTree(Tree):
         self._give_back(leaf, ticket)
         return refusal
 
-    def _strike(self, leaf: Node, ticket: Ticket, answer: Answer) -> Any:
+    def _strike(self, leaf: Node, ticket: Ticket, serial: int, answer: Answer) -> Any:
         """Leave the line, unless the grant came first. Returns None, or a refusal."""
         if ticket.state is HELD or ticket.state is OUT:
             return None
-        if answer[0] == b"held":
+        same = ticket.serial == serial  # else it stands in line under another one
+        if same and answer[0] == b"held":
             ticket.fence = int(answer[1])
             self._take_in(ticket)
             return None
-        ahead, uses = answer[1:] or (0, [])
+        ahead, uses = answer[1:] if answer[0] == b"left" and answer[1:] else (0, [])
         # Straight line.
-        if ticket.serial in self.asked:
-            del self.asked[ticket.serial]
+        if same and serial in self.asked:
+            del self.asked[serial]
         self._give_back(leaf, ticket)
         return _Refusal(AcquireTimeout, self._learn(leaf, uses), int(ahead))
 
@@ -370,17 +389,27 @@ class FleetTree(Tree):
             elif state == b"h" and mine.state is not HELD and mine.number in self.line:
                 mine.fence = number
                 self._take_in(mine)
-        for serial, before in snapshot.before.items():
-            ticket: Ticket = before
-            if serial in snapshot.known or self.asked.get(serial) is not ticket:
+        for serial, ticket in list(self.asked.items()):
+            if serial in snapshot.known or not (snapshot.began or serial in snapshot.before):
                 continue
             if ticket.state is HELD:
                 if snapshot.lost and not ticket.lost:
                     lost.append(ticket)
                 wire.post("register", serial, _key(ticket.leaf), ticket.fence, *_agents(ticket.leaf))
-            elif ticket.number in self.line:
+                continue
+            if snapshot.began:
+                # Under another one, so that no grant is taken for its that comes late and holds no more.
+                # Straight line.
+                del self.asked[serial]
+                ticket.serial = self.asks = self.asks + 1
+                self.asked[ticket.serial] = ticket
+            if ticket.number in self.line:
+                if serial not in snapshot.before:  # it may be there by now, though it was not a moment ago
+                    wire.post("release", serial, _key(ticket.leaf))
                 again = self._particulars(ticket, True, True)
-                wire.post("acquire", serial, *again, then=partial(self.asked_again, ticket))
+                then = partial(self.asked_again, ticket, ticket.serial)
+                wire.post("acquire", ticket.serial, *again, then=then)
+            # Else whoever asks for it finds out.
         self._break_circles()
         return lost
 
@@ -390,8 +419,10 @@ class FleetTree(Tree):
     def _part_circles(self, leaf: Node) -> None:
         self._break_circles()
 
-    def _park_again(self, leaf: Node, ticket: Ticket, answer: Answer) -> None:
-        if answer[0] == b"held" and ticket.state is not HELD and ticket.number in self.line:
+    def _park_again(self, leaf: Node, ticket: Ticket, serial: int, answer: Answer) -> None:
+        if ticket.serial != serial or ticket.number not in self.line:
+            return
+        if answer[0] == b"held" and ticket.state is not HELD:
             ticket.fence = int(answer[1])
             self._take_in(ticket)
 
@@ -408,7 +439,7 @@ class FleetTree(Tree):
         return True
 
     def _particulars(self, ticket: Ticket, waits: bool, comes_back: bool) -> list[str | int]:
-        age = ticket.fence if comes_back else ""
+        age = ticket.age if comes_back else ""
         return [_key(ticket.leaf), int(waits), age, *_agents(ticket.leaf)]
 
     def _learn(self, leaf: Node, numbers: Sequence[Any]) -> tuple[LayerUse, ...]:

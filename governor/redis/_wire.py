@@ -17,6 +17,7 @@ from importlib.resources import files
 from threading import Lock, RLock
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from governor._tree import _in_a_thread
@@ -63,6 +64,7 @@ class Wire:
     ) -> None:
         self._pool = client.connection_pool
         self._connection: Any = None
+        self._proven = False  # whether that has served
         self._deliver = deliver
         self._queue: deque[_Call] = deque()
         self._sent = 0  # of the first in the queue, how many were sent with their answer unread
@@ -71,14 +73,16 @@ class Wire:
         self._head = _pack(b"EVALSHA", _SHA, b"%d" % len(keys), *keys, session.encode())
         self._head_size = 4 + len(keys)
 
-    def call(self, *command: str | int) -> Answer:
+    def call(self, *command: str | int, then: Callable[[Answer], object] | None = None) -> Answer:
         """Return the answer to a command.
+
+        ``then`` is called with it first, by whoever leads, before it sends anything else.
 
         Raises:
             RedisError: the server could not be reached, or refused.
             Reentered: this very thread is amid another command, which will send this one too.
         """
-        call = _Call(command, None, True)
+        call = _Call(command, then, True)
         self._queue.append(call)
         try:
             while not call.done:
@@ -240,6 +244,7 @@ class Wire:
         connection = self._connection
         if connection is None:
             connection = self._connection = self._pool.get_connection()
+            self._proven = False
         if sent:
             try:
                 if len(batch) > sent:
@@ -267,7 +272,19 @@ class Wire:
                 connection.disconnect()  # a primary once: the next attempt may find the one there is now
                 raise
 
-        answers: list[Any] = connection.retry.call_with_retry(attempt, lambda _: connection.disconnect())
+        def cut(_error: Exception) -> None:
+            connection.disconnect()
+
+        try:
+            answers: list[Any] = connection.retry.call_with_retry(attempt, cut)
+        except RedisConnectionError:
+            # One that has served before may have been cut since, which is no reason to fail: the client's
+            # own commands, which look at a connection first, would not.
+            if not self._proven:
+                raise
+            self._proven = False
+            answers = connection.retry.call_with_retry(attempt, cut)
+        self._proven = True
         return answers
 
     def _encode(self, batch: list[_Call]) -> bytes:

@@ -203,7 +203,7 @@ local function make_commands()
 
   local function grant(permit)
     strike(permit)
-    permit.state, permit.since = 'h', now
+    permit.state, permit.since, permit.number = 'h', now, draw()
     put(permit)
     local session, serial = string.match(permit.id, '^(.*):(%d+)$')
     if session == me then
@@ -337,7 +337,8 @@ local function make_commands()
         end
         state = 'w'
       end
-      permit = {id = id, state = state, number = age == '' and draw() or tonumber(age), since = now, path = path}
+      local num = (state == 'h' or age == '') and draw() or tonumber(age)
+      permit = {id = id, state = state, number = num, since = now, path = path}
       local failed = put(permit)
       if failed then
         return {'error', failed.err}
@@ -498,12 +499,12 @@ while ARGV[at] do
       first, past = '[stream/', '(stream0'
     end
     if lives and call('ZCARD', HELD) < main[''] and call('ZLEXCOUNT', HELD, first, past) < main[path] then
-      local id, age = me .. ':' .. ARGV[at + 2], ARGV[at + 5]
+      local id = me .. ':' .. ARGV[at + 2]
       -- 0 where it is held already, and an error where there is no memory.
       if redis.pcall('ZADD', HELD, 0, path .. ' ' .. id) == 1 then
-        age = age == '' and digits(draw()) or age
-        call('ZADD', IDS, 0, id .. ' h ' .. age .. ' ' .. digits(now) .. ' ' .. path)
-        answer = {'held', age}
+        local num = digits(draw())
+        call('ZADD', IDS, 0, id .. ' h ' .. num .. ' ' .. digits(now) .. ' ' .. path)
+        answer = {'held', num}
       end
     end
   elseif name == 'release' and main[path] and size == 2 then
