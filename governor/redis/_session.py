@@ -206,7 +206,7 @@ class Session:
             self.wire.call("leave")
         except (RedisError, OSError, Reentered):
             pass  # its lease ends by itself
-        self.close()
+        self.wire.close()  # the listener, when it has noticed, closes the rest
 
     def close(self) -> None:
         """Let go of the connections, until they are needed again."""
@@ -259,7 +259,7 @@ class Session:
                     trouble = 0
                 except Exception as error:
                     trouble += 1
-                    if not isinstance(error, (RedisError, OSError)):
+                    if not isinstance(error, (RedisError, OSError)) and self._goes_on():
                         logging.getLogger("governor").exception("fleet %r: the listener failed", self.name)
         finally:
             if self._thread is threading.current_thread():
