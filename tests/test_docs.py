@@ -29,3 +29,10 @@ def test_the_api_has_every_public_name(name: str) -> None:
 @pytest.mark.parametrize("module", public_modules())
 def test_the_api_has_every_public_module(module: str) -> None:
     assert f"## {module}\n" in PAGE.read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", sorted(PAGE.parent.glob("*.md")), ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_are_there(page: Path) -> None:
+    tests = "".join(file.read_text("utf-8") for file in Path(__file__).parent.rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)(?:\[.*?\])?`", page.read_text("utf-8")))
+    assert {name for name in named if f"def {name}(" not in tests} == set()

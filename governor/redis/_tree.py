@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote, unquote
 
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from governor._errors import AcquireTimeout, ConcurrencyLimitExceeded, LayerUse, SemaphoreClosed
 from governor._tree import (
@@ -95,7 +95,10 @@ class FleetTree(Tree):
     def take(self, leaf: Node, ticket: Ticket) -> bool:
         ticket.gate = _OPEN
         ticket.waiter = None
-        return self.stand(ticket, at_once=True) is None and ticket.state is HELD
+        verdict = self.stand(ticket, at_once=True)
+        if isinstance(verdict, _Failure):
+            raise verdict.error
+        return verdict is None and ticket.state is HELD
 
     def stand(self, ticket: Ticket, *, at_once: bool = False, resumes: bool = False) -> Any:
         leaf = ticket.leaf
@@ -111,15 +114,17 @@ class FleetTree(Tree):
                 answer = self.session.call(
                     "acquire", serial, *self._particulars(ticket, not at_once, resumes)
                 )
-            except Reentered:
+            except (Reentered, RedisError, OSError) as error:
                 if not resumes:
                     self.give_back(ticket)
-                return _Refusal(ConcurrencyLimitExceeded)
+                if isinstance(error, Reentered):
+                    return _Refusal(ConcurrencyLimitExceeded)
+                return _Failure(error)
             verdict = self._settled(self._admit_or_park, leaf, ticket, serial, answer, resumes)
             if ticket.serial != serial:
                 self.session.wire.post("release", serial, _key(leaf))
         if verdict is answer:
-            raise _error(ticket, answer)
+            return _Failure(_error(ticket, answer))
         if verdict is _PARKED and ticket.waiter is not None and self._owns(ticket.waiter):
             # Whoever looks last, then to do nothing but sleep, sees all the others asleep. A circle is sure
             # once a renewal has told of the grants and the limits that there are.
@@ -129,6 +134,13 @@ class FleetTree(Tree):
             if ticket.number not in self.line:
                 return self.withdraw(ticket)
         return verdict
+
+    def error(
+        self, refusal: Any, ticket: Ticket, timeout: float | None, what: str, governor: str | None
+    ) -> Any:
+        if isinstance(refusal, _Failure):
+            return refusal.error
+        return super().error(refusal, ticket, timeout, what, governor)
 
     def _owns(self, thread: int) -> bool:
         return any(it.owner == thread for it in list(self.held.values()))
@@ -479,6 +491,13 @@ class FleetTree(Tree):
         self.session = self.session.renewed(self)
 
 
+class _Failure:
+    """What an error of the client or of the server is returned as, to be raised in whoever asked."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 class _Farewell:
     """To be said to the fleet when the lock is free: that a place is given back.
 
@@ -564,4 +583,5 @@ def _error(ticket: Ticket, answer: Answer) -> Exception:
             f"agent {agent_of(key)!r} exists in the fleet with max_{ticket.leaf.kind}s={made}: ask for that, "
             "or wait until nobody uses it"
         )
-    return OutOfMemoryError(answer[1].decode())
+    said = answer[1].decode()
+    return OutOfMemoryError(said) if "OOM" in said else ResponseError(said)

@@ -101,11 +101,17 @@ local function make_commands()
     return found
   end
 
-  -- The outermost layer of a path that is full, if one is.
-  local function full(path)
+  -- The outermost layer of a path that is full, if one is. What was found of each is `seen` while nothing
+  -- changes: all agents share the outer ones.
+  local function full(path, seen)
     for _, key in ipairs(layers(path)) do
-      local most = limit(key)
-      if most and count(HELD, key) >= most then
+      local found = seen[key]
+      if found == nil then
+        local most = limit(key)
+        found = most ~= nil and most ~= false and count(HELD, key) >= most
+        seen[key] = found
+      end
+      if found then
         return key
       end
     end
@@ -217,14 +223,14 @@ local function make_commands()
 
   -- The oldest in line whose whole path has room: one look at each path in line that is not blocked above.
   local function next_in_line()
-    local cursor, best = '-', nil
+    local cursor, best, seen = '-', nil, {}
     while true do
       local first = call('ZRANGEBYLEX', LINE, cursor, '+', 'LIMIT', 0, 1)[1]
       if not first then
         return best
       end
       local path, num, id = string.match(first, '^(%S+) (%d+) (%S+)$')
-      local blocked = full(path)
+      local blocked = full(path, seen)
       if blocked == '' then
         return nil
       elseif blocked then
@@ -328,7 +334,7 @@ local function make_commands()
         return contradicts
       end
       local state = 'h'
-      if now < from or full(path) then
+      if now < from or full(path, {}) then
         local waiting = count(LINE, kind(path))
         if waits == '0' then
           return {'full', digits(waiting), uses(path)}

@@ -224,8 +224,9 @@ def test_a_server_that_cannot_be_reached_is_an_error_and_never_a_permit(
     for attempt in (gov.acquire_tool, gov.try_acquire_tool, gov.acquire_stream, gov.stats, gov.holders):
         with pytest.raises(UNREACHABLE):
             attempt()
+    request = gov.request_tool()
     with pytest.raises(UNREACHABLE):
-        gov.request_tool().result(10)
+        request.result(10)
     permit.release()  # raises nothing
     assert not permit.held
     proxy.restore()

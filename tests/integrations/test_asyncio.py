@@ -21,6 +21,8 @@ from governor import (
 )
 from governor.integrations.asyncio import acquire, permit
 
+pytestmark = pytest.mark.every_governor
+
 
 @pytest.fixture
 def gov() -> ConcurrencyGovernor:

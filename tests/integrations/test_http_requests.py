@@ -24,6 +24,8 @@ from governor import (
     SemaphoreClosed,
 )
 
+pytestmark = pytest.mark.every_governor
+
 requests = pytest.importorskip("requests")
 
 from urllib3.response import HTTPResponse  # noqa: E402

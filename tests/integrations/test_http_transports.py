@@ -26,6 +26,8 @@ from governor import (
     SemaphoreClosed,
 )
 
+pytestmark = pytest.mark.every_governor
+
 ASK = {"model": "scripted", "messages": [{"role": "user", "content": "word " * 500}], "stream": True}
 
 

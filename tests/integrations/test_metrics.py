@@ -15,6 +15,8 @@ from threads import Crew, is_idle, until
 
 from governor import AcquireTimeout, ConcurrencyGovernor, GovernedExecutor
 
+pytestmark = pytest.mark.every_governor
+
 
 @pytest.fixture
 def gov() -> ConcurrencyGovernor:

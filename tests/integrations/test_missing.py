@@ -12,27 +12,29 @@ import governor
 
 
 @pytest.mark.parametrize(
-    ("adapter", "library", "package"),
+    ("module", "library", "package"),
     [
-        ("celery", "celery", "celery"),
-        ("langchain", "langchain", "langchain"),
-        ("opentelemetry", "opentelemetry", "opentelemetry-api"),
-        ("prometheus", "prometheus_client", "prometheus-client"),
-        ("smolagents", "smolagents", "smolagents"),
+        ("integrations.celery", "celery", "celery"),
+        ("integrations.langchain", "langchain", "langchain"),
+        ("integrations.opentelemetry", "opentelemetry", "opentelemetry-api"),
+        ("integrations.prometheus", "prometheus_client", "prometheus-client"),
+        ("integrations.smolagents", "smolagents", "smolagents"),
+        ("redis", "redis", "redis"),
     ],
 )
-def test_a_missing_library_is_named_with_its_extra(adapter: str, library: str, package: str) -> None:
+def test_a_missing_library_is_named_with_its_extra(module: str, library: str, package: str) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(Path(governor.__file__).parents[1])!r})
 sys.modules[{library!r}] = None
 try:
-    import governor.integrations.{adapter}
+    import governor.{module}
 except ImportError as error:
     assert isinstance(error.__cause__, ImportError)
     print(error)
 """
     said = subprocess.check_output([sys.executable, "-I", "-c", program], text=True, timeout=15)
     assert said == (
-        f"governor.integrations.{adapter} needs {package}: pip install 'concurrency-governor[{adapter}]'\n"
+        f"governor.{module} needs {package}: "
+        f"pip install 'concurrency-governor[{module.rpartition('.')[2]}]'\n"
     )

@@ -21,6 +21,8 @@ import governor
 from governor import ConcurrencyGovernor
 from governor.integrations.wsgi import GovernorMiddleware
 
+pytestmark = pytest.mark.every_governor
+
 
 @pytest.fixture
 def gov() -> ConcurrencyGovernor:
