@@ -114,8 +114,9 @@ class Wire:
         Where nobody else sends anything, and ``alone`` returns True, its answer is not waited for: it is
         read with that of the next command. Where that one fails, this one is sent again with it.
         """
-        self._queue.append(_Call(command, None, False))
-        self._lead(None, alone)
+        call = _Call(command, None, False)
+        self._queue.append(call)
+        self._lead(call, alone)
 
     def flush(self) -> None:
         """Send what is there, unless another thread does, and read what was not read."""
@@ -182,22 +183,30 @@ class Wire:
                 _in_a_thread(self.flush)
                 raise
             led = True
-            try:
-                following = self._queue[self._sent]
-            except IndexError:
+            following = self._first_that_waits()
+            if following is not None:
+                if following.gate is not None:
+                    open_gate(following.gate)
                 return True
-            if following.gate is not None:
-                open_gate(following.gate)
-            if following.waits:
+            if len(self._queue) <= self._sent:
                 return True
             # Else nobody waits for what has come just now, and so nobody would send it.
+
+    def _first_that_waits(self) -> _Call | None:
+        for index in range(len(self._queue)):
+            try:
+                if self._queue[index].waits:
+                    return self._queue[index]
+            except IndexError:
+                break  # another thread leads by now
+        return None
 
     def _send_all(self, call: _Call | None, alone: Callable[[], bool] | None) -> None:
         queue = self._queue
         if alone is not None and len(queue) == 1 and not self._sent and alone() and self._send(queue[0]):
             self._sent = 1
             return
-        while queue and not (call is not None and call.done and queue[0].waits):
+        while queue:
             # By index, as others append meanwhile; only who leads takes out.
             batch = [queue[index] for index in range(min(len(queue), _MOST))]
             try:
@@ -219,6 +228,8 @@ class Wire:
                 if it.gate is not None:
                     open_gate(it.gate)
                 queue.popleft()
+            if (call is None or call.done) and self._first_that_waits() is not None:
+                return  # who needs no more leaves the rest to who does, else it would lead for ever
 
     def _alone(self, call: _Call) -> Any:
         try:
