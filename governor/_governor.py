@@ -530,7 +530,7 @@ def check_governor(governor: object) -> None:
         TypeError: it is not a governor.
     """
     if not isinstance(governor, Governor):
-        raise TypeError(f"governor must be a ConcurrencyGovernor or another governor, not {governor!r}")
+        raise TypeError(f"governor must be a ConcurrencyGovernor, or a RedisGovernor, not {governor!r}")
 
 
 def _limited(node: Node) -> Node:

@@ -37,6 +37,7 @@ def kind_of_governor(
 
     url: str = request.getfixturevalue("fleet_server").url
     made: list[RedisGovernor] = []
+    marked = request.node.get_closest_marker("every_governor").kwargs
 
     class OneOfAFleet(RedisGovernor):
         """A fleet of one, made as a governor of a process is, and of the same name or none."""
@@ -51,7 +52,7 @@ def kind_of_governor(
             **options: Any,
         ) -> None:
             limits = {"max_streams": max_streams, "max_tools": max_tools, "max_global": max_global}
-            super().__init__(url, next(_fleets), **limits, **options)
+            super().__init__(url, next(_fleets), **limits, **marked, **options)
             self._name = name
             made.append(self)
 

@@ -122,14 +122,17 @@ class RedisGovernor(Governor):
             raise TypeError(f"client_or_url must be a redis.Redis or a URL, not {client_or_url!r}")
         if any(it in "{}" or it.isspace() for it in check_name("name", name)):
             raise ValueError(f"name must have no spaces and no braces: {name!r}")
-        given = dict(zip(LIMITS, (max_streams, max_tools, max_global, max_queued), strict=True))
+        given: dict[str, int | None] = dict(
+            zip(LIMITS, (max_streams, max_tools, max_global, max_queued), strict=True)
+        )
         for argument, value in given.items():
             if value is not None:
                 given[argument] = min(check_count(argument, value), _MOST)
         seconds = check_timeout(lease, "lease")
         if lease is not None and (seconds is None or not 0.1 <= seconds <= 86_400):
             raise ValueError(f"lease must be a number of seconds from 0.1 to 86400, not {lease!r}")
-        client: Any = Redis.from_url(client_or_url) if isinstance(client_or_url, str) else client_or_url
+        library: Any = Redis  # whose types are not complete
+        client: Any = library.from_url(client_or_url) if isinstance(client_or_url, str) else client_or_url
         tree = FleetTree()
         tree.slow_wait = check_timeout(slow_wait, "slow_wait")
         tree.session = session = Session(client, name, tree, owns_client=client is not client_or_url)

@@ -66,9 +66,11 @@ class Owner(Protocol):
 
     def answered(self) -> Mapping[int, Any]:
         """Return what the fleet must know of, by serial number."""
+        ...
 
     def reconcile(self, snapshot: Snapshot) -> bool:
         """Bring the fleet's books and one's own to agree. Returns whether that could be done now."""
+        ...
 
     def lapse(self) -> None:
         """Hold what is held for lost, and tell."""
@@ -231,11 +233,11 @@ class Session:
 
     def _begin(self) -> None:
         self.renew()
-        thread = Thread(target=self._attend, name="governor-fleet", daemon=True)
-        self._thread = thread
-        self._active = True
+        # In this order: an interrupt leaves a session that has a listener, or one that begins again.
         _sessions.add(self)
+        self._thread = thread = Thread(target=self._attend, name="governor-fleet", daemon=True)
         thread.start()
+        self._active = True
 
     def _deliver(self, grants: Sequence[Any]) -> None:
         owner = self._owner()
@@ -249,6 +251,7 @@ class Session:
         channel = f"governor:{{{self.name}}}:{self.id}"
         pubsub = self.client.pubsub()
         trouble = 0
+        self._active = True
         try:
             while self._goes_on():
                 try:

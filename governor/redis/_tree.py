@@ -107,8 +107,7 @@ class FleetTree(Tree):
         verdict = self._settled(self._enlist, leaf, ticket, resumes)
         if verdict is not _GO:
             return verdict
-        verdict = _STALE
-        while verdict is _STALE:
+        while True:
             serial = ticket.serial
             try:
                 answer = self.session.call(
@@ -123,6 +122,8 @@ class FleetTree(Tree):
             verdict = self._settled(self._admit_or_park, leaf, ticket, serial, answer, resumes)
             if ticket.serial != serial:
                 self.session.wire.post("release", serial, _key(leaf))
+            if verdict is not _STALE:
+                break
         if verdict is answer:
             return _Failure(_error(ticket, answer))
         if verdict is _PARKED and ticket.waiter is not None and self._owns(ticket.waiter):
@@ -324,11 +325,13 @@ class FleetTree(Tree):
             ticket.fence = int(answer[1])
             self._take_in(ticket)
             return None
-        ahead, uses = answer[1:] if answer[0] == b"left" and answer[1:] else (0, [])
+        left: Answer = answer[1:] if answer[0] == b"left" and answer[1:] else [0, []]
+        ahead, uses = left
         # Straight line.
         if same and serial in self.asked:
             del self.asked[serial]
         self._give_back(leaf, ticket)
+        self.after.append(ticket.gate)  # not in the line any more, by which it would have been opened
         return _Refusal(AcquireTimeout, self._learn(leaf, uses), int(ahead))
 
     def _take_grants(self, leaf: Node, grants: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha1
 from importlib.resources import files
-from threading import Lock, RLock
+from threading import Lock, RLock, get_ident, main_thread
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -26,7 +26,7 @@ __all__ = ["KEYS", "Answer", "Reentered", "Wire", "grouped", "open_gate"]
 
 Answer = list[Any]
 
-_SCRIPT = files(__package__).joinpath("fleet.lua").read_bytes()
+_SCRIPT = files("governor.redis").joinpath("fleet.lua").read_bytes()
 _SHA = sha1(_SCRIPT).hexdigest().encode()
 _MOST = 128  # commands in one call
 
@@ -65,6 +65,7 @@ class Wire:
         self._pool = client.connection_pool
         self._connection: Any = None
         self._proven = False  # whether that has served
+        self._amid = False  # whether there is, or may be, more on it than the queue says
         self._deliver = deliver
         self._queue: deque[_Call] = deque()
         self._sent = 0  # of the first in the queue, how many were sent with their answer unread
@@ -128,7 +129,7 @@ class Wire:
         if not self._lock.acquire(False):
             return
         try:
-            if connection is not None and connection.is_connected:
+            if connection is not None and connection._sock is not None:
                 call = _Call(command, None, False)
                 connection.send_packed_command(
                     [self._encode([self._queue[i] for i in range(len(self._queue))] + [call])],
@@ -168,29 +169,40 @@ class Wire:
         lock = self._lock
         if lock._is_owned():  # type: ignore[attr-defined]
             return False
-        led = False
-        while True:
-            try:
-                if not lock.acquire(False):
-                    return led
-                self._send_all(call, alone)
-                lock.release()
-            except BaseException:
-                try:
-                    lock.release()
-                except RuntimeError:
-                    pass  # not taken yet, or free again
+        try:
+            if get_ident() == main_thread().ident and not self._is_connected():
+                # Signals interrupt the main thread, and what connects may have a lock of others in hand, such
+                # as that of `logging`, which would stay taken.
                 _in_a_thread(self.flush)
-                raise
+                return False
+            return self._lead_on(call, alone)
+        except BaseException:
+            try:
+                lock.release()
+            except RuntimeError:
+                pass  # not taken yet, or free again
+            _in_a_thread(self.flush)  # in place of whoever would have been woken
+            raise
+
+    def _lead_on(self, call: _Call | None, alone: Callable[[], bool] | None) -> bool:
+        lock, led = self._lock, False
+        while lock.acquire(False):
+            self._send_all(call, alone)
+            lock.release()
             led = True
             following = self._first_that_waits()
             if following is not None:
                 if following.gate is not None:
                     open_gate(following.gate)
-                return True
+                break
             if len(self._queue) <= self._sent:
-                return True
+                break
             # Else nobody waits for what has come just now, and so nobody would send it.
+        return led
+
+    def _is_connected(self) -> bool:
+        connection = self._connection
+        return connection is not None and not self._amid and connection._sock is not None
 
     def _first_that_waits(self) -> _Call | None:
         for index in range(len(self._queue)):
@@ -204,7 +216,9 @@ class Wire:
     def _send_all(self, call: _Call | None, alone: Callable[[], bool] | None) -> None:
         queue = self._queue
         if alone is not None and len(queue) == 1 and not self._sent and alone() and self._send(queue[0]):
+            # Straight line.
             self._sent = 1
+            self._amid = False
             return
         while queue:
             # By index, as others append meanwhile; only who leads takes out.
@@ -240,22 +254,36 @@ class Wire:
     def _send(self, call: _Call) -> bool:
         """Send a first attempt, without reading the answer. Returns whether that went well."""
         connection = self._connection
-        if connection is None:
+        if connection is None or self._amid:
             return False
+        self._amid = True
         try:
             connection.send_packed_command([self._encode([call])])
         except (RedisError, OSError):
-            connection.disconnect()
             return False
         return True
 
     def _exchange(self, batch: list[_Call]) -> list[Any]:
         """Call the script; as often as the client is to try. The first of the calls may have been sent."""
-        sent, self._sent = self._sent, 0
         connection = self._connection
         if connection is None:
             connection = self._connection = self._pool.get_connection()
-            self._proven = False
+            self._proven = self._amid = False
+        if self._amid:  # what was interrupted there may have left half a command, or an answer to it
+            connection.disconnect()
+        # Straight line.
+        self._amid = True
+        sent = self._sent
+        self._sent = 0
+        try:
+            answers = self._try_all(connection, batch, sent)
+        except ResponseError:
+            self._amid = False  # that was the whole of an answer
+            raise
+        self._amid = False
+        return answers
+
+    def _try_all(self, connection: Any, batch: list[_Call], sent: int) -> list[Any]:
         if sent:
             try:
                 if len(batch) > sent:
@@ -265,9 +293,6 @@ class Wire:
                 return first + self._read(connection) if len(batch) > sent else first
             except (RedisError, OSError):
                 connection.disconnect()  # and all of it once more
-            except BaseException:
-                connection.disconnect()
-                raise
         data = self._encode(batch)
 
         def attempt() -> list[Any]:

@@ -158,7 +158,7 @@ def test_a_wait_is_measured_in_seconds(gov: ConcurrencyGovernor, page: Page) -> 
         for permit in permits:
             permit.release()
     total = page.value("governor_wait_seconds_sum", governor="api", kind="stream", agent="")
-    assert total == pytest.approx(waited[0], abs=1e-3)
+    assert waited[0] <= total < waited[0] + 0.5  # the others had not to wait, but a fleet has to be asked
 
 
 def test_what_was_counted_of_agents_that_are_gone_is_shown_once_more(
@@ -216,7 +216,7 @@ def test_several_governors_share_a_page(page: Page) -> None:
 @pytest.mark.parametrize("library", ["prometheus", "opentelemetry"])
 def test_what_is_no_governor_is_refused(library: str, wrong: list[Any]) -> None:
     pytest.importorskip("prometheus_client" if library == "prometheus" else "opentelemetry.sdk")
-    with pytest.raises(TypeError, match="governor must be a ConcurrencyGovernor, not"):
+    with pytest.raises(TypeError, match="governor must be a ConcurrencyGovernor, or a RedisGovernor, not"):
         (collector_of if library == "prometheus" else instrumentation_of)(*wrong)
 
 

@@ -18,6 +18,7 @@ if not hasattr(signal, "setitimer"):
 
 # What an interrupt leaves held belongs to a permit that then goes out of scope.
 pytestmark = [
+    pytest.mark.every_governor(lease=3),  # what a fleet was not told of is found at a renewal
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.timeout(60),
