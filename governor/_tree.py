@@ -1017,12 +1017,13 @@ def _what(leaf: Node) -> str:
     return f"{leaf.kind} permit ({leaf.name})" if limited else f"{leaf.kind} permit"
 
 
-def _in_a_thread(work: Callable[..., object], *args: object) -> None:
-    """Have a new thread do something, without waiting for that to begin."""
+def _in_a_thread(work: Callable[..., object], *args: object) -> bool:
+    """Have a new thread do something, without waiting for that to begin. Returns whether there is one."""
     try:
         start_new_thread(_start_a_thread, (work, args))
     except RuntimeError:
-        pass  # the interpreter ends
+        return False  # the interpreter ends, or there are too many
+    return True
 
 
 def _start_a_thread(work: Callable[..., object], args: tuple[object, ...]) -> None:
@@ -1031,7 +1032,7 @@ def _start_a_thread(work: Callable[..., object], args: tuple[object, ...]) -> No
     try:
         threading.Thread(target=work, args=args, daemon=True).start()
     except RuntimeError:
-        pass  # the interpreter ends
+        work(*args)  # the interpreter ends, or there are too many: in this one, for somebody may wait for it
 
 
 def _thread_names() -> dict[int | None, str]:

@@ -13,12 +13,10 @@ from governor._permit import ConcurrencyPermit, wait_for
 from governor._tree import Node, PermitHolder
 from governor._validate import check_count, check_name, check_timeout
 from governor.redis._session import LIMITS, Session
-from governor.redis._tree import FleetNode, FleetTree, agent_of
+from governor.redis._tree import MOST, FleetNode, FleetTree, agent_of
 from governor.redis._wire import grouped
 
 __all__ = ["FleetPermit", "FleetSurvey", "LayerSurvey", "RedisGovernor", "SessionSurvey"]
-
-_MOST = 1 << 53  # the numbers up to which a script of the server counts exactly
 
 
 class FleetPermit(ConcurrencyPermit):
@@ -127,12 +125,21 @@ class RedisGovernor(Governor):
         )
         for argument, value in given.items():
             if value is not None:
-                given[argument] = min(check_count(argument, value), _MOST)
+                given[argument] = min(check_count(argument, value), MOST)
         seconds = check_timeout(lease, "lease")
         if lease is not None and (seconds is None or not 0.1 <= seconds <= 86_400):
             raise ValueError(f"lease must be a number of seconds from 0.1 to 86400, not {lease!r}")
+        if seconds is not None:
+            seconds = round(seconds, 3)  # as the fleet keeps it
         library: Any = Redis  # whose types are not complete
-        client: Any = library.from_url(client_or_url) if isinstance(client_or_url, str) else client_or_url
+        client: Any = client_or_url
+        if isinstance(client_or_url, str):
+            try:
+                client = library.from_url(client_or_url)
+            except ValueError as error:
+                raise ValueError(
+                    f"client_or_url must be a redis.Redis, or a URL as redis://host or unix:///path: {error}"
+                ) from None
         tree = FleetTree()
         tree.slow_wait = check_timeout(slow_wait, "slow_wait")
         tree.session = session = Session(client, name, tree, owns_client=client is not client_or_url)

@@ -72,6 +72,10 @@ class Owner(Protocol):
         """Bring the fleet's books and one's own to agree. Returns whether that could be done now."""
         ...
 
+    def is_amid_step(self) -> bool:
+        """Whether this very thread has the lock of the books: in a signal handler amid a step."""
+        ...
+
     def lapse(self) -> None:
         """Hold what is held for lost, and tell."""
 
@@ -136,6 +140,10 @@ class Session:
         found = [None if it == b"" else int(it) for it in answer[1:5]]
         self.limits = dict(zip(LIMITS, found, strict=True))
         self.lease = int(answer[5]) / 1000
+        if answer[6] == b"1":
+            logging.getLogger("governor").info(
+                "fleet %r is new: it grants nothing for its first %g s", self.name, SETTLING * self.lease
+            )
 
     def call(self, *command: str | int) -> Answer:
         """Return the answer to a command; if need be, having begun the session, or brought it back.
@@ -155,6 +163,10 @@ class Session:
 
     def look(self, *command: str | int) -> Answer:
         """Return the answer to a command that is of no session, and begins none."""
+        owner = self._owner()
+        if owner is not None and owner.is_amid_step():
+            raise Reentered  # who leads may want the lock that this very thread has
+        del owner
         answer = self.wire.call(*command)
         if answer and answer[0] == b"gone":
             self.join(self.limits, self.lease)
@@ -214,13 +226,19 @@ class Session:
         """Let go of the connections, until they are needed again."""
         self.wire.close()
         if self._owns_client:
-            self.client.close()
+            # Those that nobody uses: another thread may be amid a command.
+            self.client.connection_pool.disconnect(inuse_connections=False)
 
     def _end(self) -> None:
         """End what nobody uses any more."""
         if self.pid == os.getpid():
             self.leave()
             self.close()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has begun, and not ended."""
+        return self._active
 
     def leave_at_once(self) -> None:
         """Leave at the end of the process, which may not wait for a server that is away."""
@@ -276,7 +294,7 @@ class Session:
 
     def _listen(self, pubsub: Any, channel: str) -> None:
         if not pubsub.subscribed:
-            pubsub.subscribe(channel)
+            pubsub.subscribe(channel.encode())
         while self._goes_on():
             left = self._next - time.monotonic()
             if left <= 0:

@@ -49,9 +49,10 @@ from governor._tree import (
 from governor.redis._session import Session, Snapshot, now
 from governor.redis._wire import Answer, Reentered, grouped, open_gate
 
-__all__ = ["FleetNode", "FleetTree", "agent_of"]
+__all__ = ["MOST", "FleetNode", "FleetTree", "agent_of"]
 
 _GO, _STALE = "go", "stale"
+MOST = 1 << 53  # the numbers up to which a script of the server counts exactly
 
 waiting_files.add(__file__)
 _OPEN = Lock()  # the gate of one who does not wait
@@ -70,7 +71,7 @@ class FleetNode(Node):
     @classmethod
     def of_agent(cls, agent: str, limit: int, name: str, parent: FleetNode) -> FleetNode:
         """Return the layer of an agent below another one."""
-        node = cls(limit, name, parent, parent.kind)
+        node = cls(limit if limit == UNLIMITED else min(limit, MOST), name, parent, parent.kind)
         node.key = f"{parent.key}{quote(agent, safe='')}/"
         return node
 
@@ -85,9 +86,9 @@ class FleetTree(Tree):
     session: Session
 
     def __init__(self) -> None:
-        super().__init__()
-        self.asked: dict[int, Ticket] = {}
+        self.asked: dict[int, Ticket] = {}  # before a fork can find this tree
         self.asks = 0
+        super().__init__()
         self.calm = False
 
     # ------------------------------------------------------------- for callers without the lock
@@ -155,17 +156,22 @@ class FleetTree(Tree):
         return self._settled(self._strike, ticket.leaf, ticket, serial, answer)
 
     def revise(self, *changes: tuple[Node, int | None]) -> None:
+        changes = tuple((node, None if limit is None else min(limit, MOST)) for node, limit in changes)
         limits = [(node, limit) for node, limit in changes if limit is not None]
         if limits:
-            self.session.look("resize", *(part for node, limit in limits for part in (_key(node), limit)))
+            self._look("resize", *(part for node, limit in limits for part in (_key(node), limit)))
         super().revise(*changes)
         self.session.wire.flush()
-        if limits:
+        if limits and self.session.is_active:
             self._look_again()
         self.leave_if_over()
 
     def usage(self, *nodes: Node) -> list[tuple[int, int, int]]:
-        answer = self.session.look("usage", *map(_key, nodes))
+        keys = [_key(node) for node in nodes]
+        # By the thousand: a script takes no more arguments than so many.
+        answer = [
+            it for some in range(0, len(keys), 1000) for it in self._look("usage", *keys[some : some + 1000])
+        ]
         usage: list[tuple[int, int, int]] = []
         for node, (used, waiting, limit) in zip(nodes, grouped(answer, 3), strict=True):
             if limit != b"":
@@ -173,11 +179,17 @@ class FleetTree(Tree):
             usage.append((int(used), int(waiting), node.limit))
         return usage
 
+    def _look(self, *command: str | int) -> Answer:
+        try:
+            return self.session.look(*command)
+        finally:
+            self.serve()  # who leads takes in the grants of others
+
     def holders(self, *nodes: Node) -> list[PermitHolder]:
         """Return who holds any of these layers, in all processes, the longest first."""
         keys, mine, names = tuple(map(_key, nodes)), self.session.id, _thread_names()
         found: list[PermitHolder] = []
-        for name, where, age in grouped(self.session.look("holders"), 3):
+        for name, where, age in grouped(self._look("holders"), 3):
             session, _, serial = name.decode().rpartition(":")
             leaf = where.decode()
             if leaf.startswith(keys):
@@ -203,8 +215,11 @@ class FleetTree(Tree):
 
     def leave_if_over(self) -> None:
         """End the session of a closed governor that has nothing of the fleet any more."""
-        if self.closed and not self.asked and not self.away:
-            self.session.leave()
+        if self.closed and not self.asked and not self.away and not self.asked:  # it may have come back
+            if self.is_amid_step():
+                _in_a_thread(self.session.leave)
+            else:
+                self.session.leave()
 
     # ------------------------------------------------------------------- for the session
 
@@ -238,6 +253,10 @@ class FleetTree(Tree):
             return False
         self._tell_lost(lost)
         return True
+
+    def is_amid_step(self) -> bool:
+        lock: Any = self.lock
+        return bool(lock._is_owned())
 
     def lapse(self) -> None:
         self._tell_lost([it for it in list(self.held.values()) if not it.lost])
@@ -409,6 +428,7 @@ class FleetTree(Tree):
                 continue
             if ticket.state is HELD:
                 if snapshot.lost and not ticket.lost:
+                    ticket.lost = True  # now: the next renewal will find it registered
                     lost.append(ticket)
                 wire.post("register", serial, _key(ticket.leaf), ticket.fence, *_agents(ticket.leaf))
                 continue
@@ -467,6 +487,12 @@ class FleetTree(Tree):
                 uses.append(LayerUse(node.name, int(used), node.limit))
         return tuple(uses[::-1])
 
+    def _report(self, ticket: Ticket, slow: float, what: str, governor: str | None) -> None:
+        try:
+            super()._report(ticket, slow, what, governor)
+        except (RedisError, OSError):
+            pass  # no reason to end a wait
+
     def _look_again(self, ticket: Ticket | None = None) -> None:
         self.session.renew()
         self._settled(self._part_circles, self.root)
@@ -491,7 +517,8 @@ class FleetTree(Tree):
             ticket.state = OUT
         super()._forget()
         self.asked = {}
-        self.session = self.session.renewed(self)
+        if hasattr(self, "session"):  # not where making it has failed, or another thread was about to
+            self.session = self.session.renewed(self)
 
 
 class _Failure:
@@ -528,6 +555,7 @@ class _Farewell:
 
     def _send(self) -> None:
         self.tree.session.wire.flush()
+        self.tree.serve()  # the answer may have had grants to requests
         self.tree.leave_if_over()
 
     def _say(self, say: Callable[..., object]) -> None:

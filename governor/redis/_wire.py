@@ -20,6 +20,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
+from governor._errors import ConcurrencyError
 from governor._tree import _in_a_thread
 
 __all__ = ["KEYS", "Answer", "Reentered", "Wire", "grouped", "open_gate"]
@@ -33,8 +34,14 @@ _MOST = 128  # commands in one call
 KEYS = ("state", "held", "line", "ids", "sessions")
 
 
-class Reentered(Exception):
-    """A signal handler that interrupted a command in its thread wants the answer to another one."""
+class Reentered(ConcurrencyError):
+    """A signal handler wants an answer for which what it has interrupted would have to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a fleet cannot be asked inside a signal handler that interrupted a command to it, "
+            "or the governor itself"
+        )
 
 
 class _Call:
@@ -84,8 +91,8 @@ class Wire:
             Reentered: this very thread is amid another command, which will send this one too.
         """
         call = _Call(command, then, True)
-        self._queue.append(call)
         try:
+            self._queue.append(call)
             while not call.done:
                 self._wait(call)
         except BaseException:
@@ -129,23 +136,35 @@ class Wire:
         if not self._lock.acquire(False):
             return
         try:
-            if connection is not None and connection._sock is not None:
+            if connection is not None and _is_open(connection):
                 call = _Call(command, None, False)
                 connection.send_packed_command(
                     [self._encode([self._queue[i] for i in range(len(self._queue))] + [call])],
                     check_health=False,
                 )
-                connection.can_read(timeout)  # closed with something unread, it might not arrive
+                # Closed with something unread, it might not arrive.
+                for _ in range(1 + bool(self._sent)):
+                    if connection.can_read(timeout):
+                        connection.read_response(disable_decoding=True)
         finally:
             self._lock.release()
 
     def close(self) -> None:
         """Give the connection back."""
-        self._lock.acquire()
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return  # in a signal handler amid a command, which needs it
         try:
+            self._lock.acquire()
             connection, self._connection, self._sent = self._connection, None, 0
         finally:
-            self._lock.release()
+            try:
+                self._lock.release()
+            except RuntimeError:
+                pass  # not taken yet
+            # Who came meanwhile found it taken, and sleeps.
+            following = self._first_that_waits()
+            if following is not None and following.gate is not None:
+                open_gate(following.gate)
         if connection is not None:
             connection.disconnect()
             self._pool.release(connection)
@@ -170,12 +189,11 @@ class Wire:
         if lock._is_owned():  # type: ignore[attr-defined]
             return False
         try:
-            if get_ident() == main_thread().ident and not self._is_connected():
-                # Signals interrupt the main thread, and what connects may have a lock of others in hand, such
-                # as that of `logging`, which would stay taken.
-                _in_a_thread(self.flush)
-                return False
-            return self._lead_on(call, alone)
+            if get_ident() != main_thread().ident or self._is_connected():
+                return self._lead_on(call, alone)
+            # Signals interrupt the main thread, and what connects may have a lock of others in hand, such as
+            # that of `logging`, which would stay taken.
+            return not _in_a_thread(self.flush) and self._lead_on(call, alone)
         except BaseException:
             try:
                 lock.release()
@@ -202,7 +220,7 @@ class Wire:
 
     def _is_connected(self) -> bool:
         connection = self._connection
-        return connection is not None and not self._amid and connection._sock is not None
+        return connection is not None and not self._amid and _is_open(connection)
 
     def _first_that_waits(self) -> _Call | None:
         for index in range(len(self._queue)):
@@ -333,6 +351,11 @@ class Wire:
             self._deliver(reply[0])
         answers: list[Any] = reply[1:]
         return answers
+
+
+def _is_open(connection: Any) -> bool:
+    """Whether there is a socket; of one with a client-side cache, below that."""
+    return getattr(connection, "_conn", connection)._sock is not None
 
 
 def open_gate(gate: Any) -> None:

@@ -383,6 +383,9 @@ local function make_commands()
 
   function commands.register(serial, path, age, ...)
     local id = me .. ':' .. serial
+    if not call('ZSCORE', SESSIONS, me) then
+      return {'lapsed'} -- else nobody would ever give it back; the next renewal has it registered
+    end
     if not find(id) then
       free()
       adopt(path, {...})

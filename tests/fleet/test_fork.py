@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fleet.books import Books
-from fleet.servers import redis
+from fleet.servers import Server, redis
 from stress.test_fork import die_when_stuck, in_child
 from threads import Crew, until
 
-from governor import ConcurrencyPermit
+from governor import ConcurrencyGovernor, ConcurrencyPermit
 from governor.redis import RedisGovernor
 
 __all__ = ["redis"]  # what skips this file where it cannot be had
@@ -183,3 +183,16 @@ def test_workers_of_a_server_that_loads_before_it_forks_share_the_limits(
         os.close(end)
     until(books.empty, "nothing in the books")
     assert books.sessions <= 1
+
+
+def test_a_governor_whose_making_failed_spoils_no_fork(server: Server) -> None:
+    plain = ConcurrencyGovernor(1, 1, 1)
+    taken = plain.acquire_tool()
+    with pytest.raises(ValueError, match="slow_wait") as kept:
+        RedisGovernor(server.url, "none", slow_wait=-1)
+    child = os.fork()
+    if not child:
+        os._exit(0 if plain.try_acquire_tool() is not None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    taken.release()
+    del kept

@@ -10,7 +10,7 @@ import pytest
 from fleet.books import Books
 from fleet.servers import Server
 from fleet.workers import Worker
-from threads import until
+from threads import Crew, until
 
 from governor import AcquireTimeout, ConcurrencyLimitExceeded, SemaphoreClosed
 from governor.redis import RedisGovernor
@@ -458,3 +458,72 @@ def test_a_process_that_ends_without_a_word_is_forgotten_within_its_lease(hire: 
     assert books.sessions == 1
     other.release()
     until(books.empty, "nothing in the books")
+
+
+# ------------------------------------------------------------------------------ odd numbers
+
+
+@pytest.mark.parametrize("huge", [2**53 + 1, 2**63 - 1, 10**310])
+def test_a_huge_limit_is_one_that_nobody_meets(huge: int, join: Join) -> None:
+    gov = join(max_streams=huge, max_tools=huge, max_global=huge)
+    agent = gov.agent("coder", max_tools=huge)
+    with agent.acquire_tool(), agent.acquire_tool():
+        assert agent.stats().tools_in_use == 2
+    gov.resize(max_tools=huge, max_streams=huge)
+    agent.resize(max_tools=huge)
+    with agent.acquire_tool(), join().acquire_stream():
+        assert gov.stats().global_in_use == 2
+
+
+def test_a_lease_is_kept_to_the_millisecond(join: Join) -> None:
+    join(**ONE, lease=10 / 3)
+    join(**ONE, lease=10 / 3).acquire_tool().release()
+
+
+def test_a_bad_url_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="client_or_url must be a redis"):
+        RedisGovernor("localhost", "shop")
+
+
+# ------------------------------------------------------------------------------ what nobody waits for
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_dropped_permit_serves_a_request_at_once(join: Join) -> None:
+    gov = join(**ONE, lease=60)
+    permit = gov.acquire_tool()
+    request = gov.request_tool()
+    del permit
+    request.result(10).release()  # which no renewal comes in time for
+
+
+def test_numbers_asked_for_by_another_thread_do_not_keep_a_request_waiting(join: Join) -> None:
+    gov = join(**ONE, lease=60)
+    for _ in range(20):
+        permit = gov.acquire_tool()
+        request = gov.request_tool()
+        with Crew() as crew:
+            crew.start(gov.stats)
+            crew.start(gov.holders)
+            permit.release()
+        request.result(10).release()
+
+
+def test_who_only_looks_on_many_threads_disturbs_nobody(server: Server, fleet_name: str, join: Join) -> None:
+    join(**ONE)
+    for _ in range(10):
+        gov = join(**ONE)
+        with Crew() as crew:
+            for _ in range(3):
+                crew.start(lambda gov=gov: [gov.stats() for _ in range(20)])
+            crew.start(lambda gov=gov: gov.acquire_tool().release())
+        gov.close()
+
+
+def test_what_is_registered_by_no_session_is_nobodys(join: Join, books: Books) -> None:
+    gov = join(**ONE)
+    gov.acquire_tool().release()
+    wire = gov._session.wire
+    wire.call("leave")
+    assert wire.call("register", 4711, "tool/", 1) == [b"lapsed"]
+    assert books.empty()
