@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha1
 from importlib.resources import files
 from threading import Lock, RLock, get_ident, main_thread
+from types import NoneType
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -307,8 +308,8 @@ class Wire:
                 if len(batch) > sent:
                     # With no look at its health first, whose answer would be the one that is to come.
                     connection.send_packed_command([self._encode(batch[sent:])], check_health=False)
-                first = self._read(connection)
-                return first + self._read(connection) if len(batch) > sent else first
+                first = self._read(connection, sent)
+                return first + self._read(connection, len(batch) - sent) if len(batch) > sent else first
             except (RedisError, OSError):
                 connection.disconnect()  # and all of it once more
         data = self._encode(batch)
@@ -316,12 +317,12 @@ class Wire:
         def attempt() -> list[Any]:
             connection.send_packed_command([data])
             try:
-                return self._read(connection)
+                return self._read(connection, len(batch))
             except NoScriptError:
                 connection.send_command("SCRIPT", "LOAD", _SCRIPT)
                 connection.read_response()
                 connection.send_packed_command([data])
-                return self._read(connection)
+                return self._read(connection, len(batch))
             except ReadOnlyError:
                 connection.disconnect()  # a primary once: the next attempt may find the one there is now
                 raise
@@ -345,8 +346,10 @@ class Wire:
         size = self._head_size + sum([it.size for it in batch])
         return b"".join([b"*%d" % size, self._head, *[it.args for it in batch], b"\r\n"])
 
-    def _read(self, connection: Any) -> list[Any]:
-        reply = connection.read_response(disable_decoding=True)
+    def _read(self, connection: Any, size: int) -> list[Any]:
+        reply: Any = connection.read_response(disable_decoding=True)
+        if isinstance(reply, (bytes, int, NoneType)) or len(reply) != size + 1:
+            raise RedisConnectionError("that is no answer to what was asked")  # and what follows neither
         if reply[0]:
             self._deliver(reply[0])
         answers: list[Any] = reply[1:]
