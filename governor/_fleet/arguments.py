@@ -52,7 +52,7 @@ def add_fleet(commands: Commands[Parser]) -> None:
         description="Share one budget among processes and hosts, by way of Redis or Valkey.",
         allow_abbrev=False,
     )
-    parts = fleet.add_subparsers(title="commands", dest="part", required=True)
+    parts = fleet.add_subparsers(title="commands", dest="command", required=True)
     for add in _add_serve, _add_create, _add_watch, _add_run, _add_resize:
         add(parts)
 
@@ -87,9 +87,10 @@ def _add_create(parts: Commands[Parser]) -> None:
     _add_limits(create, required=True)
     create.add_argument(
         "--lease",
-        type=_period,
+        type=_lease,
         metavar="S",
-        help="seconds after which the permits of a process that died are given to others (default: 30)",
+        help="seconds after which the permits of a process that died are given to others, from 0.1 to "
+        "86400 (default: 30)",
     )
     create.add_argument(
         "--queued", type=_limit, metavar="N", help="limit of those in line for each kind (default: none)"
@@ -184,7 +185,7 @@ def _add_which(parser: Parser) -> None:
         help="redis://HOST:PORT, rediss://... or unix:///PATH; or env:VARIABLE, where that is in the "
         "environment, which keeps a password out of the list of processes",
     )
-    parser.add_argument("name", metavar="NAME", help="of the fleet")
+    parser.add_argument("name", type=_name, metavar="NAME", help="of the fleet")
 
 
 def _add_limits(parser: Parser, *, required: bool) -> None:
@@ -238,7 +239,7 @@ def _told(command: Run, arguments: argparse.Namespace) -> int:
     try:
         return command(arguments)
     except Failure as failure:
-        print(f"governor fleet {arguments.part}: {failure}", file=sys.stderr)
+        print(f"governor fleet {arguments.command}: {failure}", file=sys.stderr)
         return 1
 
 
@@ -250,6 +251,13 @@ def _url(text: str) -> str:
     if variable not in os.environ:
         raise argparse.ArgumentTypeError(f"there is no {variable!r} in the environment")
     return os.environ[variable]
+
+
+def _name(text: str) -> str:
+    """Read a fleet's name. What is wrong is not quoted: it may be a password, in the wrong place."""
+    if not text or any(it in "{}" or it.isspace() for it in text):
+        raise argparse.ArgumentTypeError("must be a name without spaces and braces")
+    return text
 
 
 def _limit(text: str) -> int:
@@ -279,4 +287,12 @@ def _period(text: str) -> float:
     seconds = _seconds(text)
     if not seconds:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
+    return seconds
+
+
+def _lease(text: str) -> float:
+    """Read a lease: a number of seconds in the bounds that a fleet has for it."""
+    seconds = _seconds(text)
+    if not 0.1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 86400, not {text!r}")
     return seconds

@@ -308,6 +308,11 @@ BAD = [
 ]
 
 
+    ["create", "redis://127.0.0.1", "shop", *LIMITS, "--lease", "0.01"],
+    ["create", "redis://127.0.0.1", "shop", *LIMITS, "--lease", "86401"],
+    ["create", "redis://127.0.0.1", "my secret shop", *LIMITS],
+    ["watch", "redis://127.0.0.1", "{shop}"],
+    ["watch", "redis://127.0.0.1", ""],
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
 def test_what_it_does_not_understand_it_does_not_do(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -333,6 +338,12 @@ def test_a_fleet_made_ahead_of_time_says_when_it_grants(server: Server, fleet_na
 
     until(lambda: do("create", *options).stdout.endswith(", grants now\n"), "it to grant", patience=PATIENCE)
     fails(do("create", server.url, fleet_name, *LIMITS[:-1], "5"), "create", "max_global")
+def test_without_a_command_it_asks_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fleet"])
+    assert capsys.readouterr().err.endswith(" required: command\n")
+
+
 
 
 def test_a_limit_of_the_line_holds_for_all(server: Server, fleet_name: str, join: Join) -> None:
