@@ -244,10 +244,21 @@ def test_a_server_that_is_not_there_is_a_line(command: str) -> None:
     fails(done, command, str(port))
     assert "word" not in done.stderr
 
+    assert "serve" not in done.stderr
+
+
+@posix_only
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_socket_that_nobody_serves_is_a_line_that_says_who_would(command: str, folder: Path) -> None:
+    done = do(command, f"unix://{folder}/a%20socket", "shop", *COMMANDS[command])
+    hint = f": is the server running? governor fleet serve --socket '{folder}/a socket'"
+    fails(done, command, "onnect", hint)
 
 @pytest.mark.parametrize("command", [it for it in COMMANDS if it != "create"])
 def test_a_fleet_that_is_not_there_is_a_line(command: str, server: Server, fleet_name: str) -> None:
-    fails(do(command, server.url, fleet_name, *COMMANDS[command]), command, f"no fleet {fleet_name!r}")
+    how = f"make it with governor fleet create URL {fleet_name} --streams N --tools N --global N"
+    done = do(command, server.url, fleet_name, *COMMANDS[command])
+    fails(done, command, f"there is no fleet {fleet_name!r} on this server: {how}")
 
 
 @pytest.mark.parametrize(
@@ -337,11 +348,6 @@ def test_a_fleet_made_ahead_of_time_says_when_it_grants(server: Server, fleet_na
     assert done.returncode == 0
 
     until(lambda: do("create", *options).stdout.endswith(", grants now\n"), "it to grant", patience=PATIENCE)
-    fails(do("create", server.url, fleet_name, *LIMITS[:-1], "5"), "create", "max_global")
-def test_without_a_command_it_asks_for_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["fleet"])
-    assert capsys.readouterr().err.endswith(" required: command\n")
 
 
 
@@ -351,6 +357,23 @@ def test_a_limit_of_the_line_holds_for_all(server: Server, fleet_name: str, join
     gov = join(max_streams=2, max_tools=3, max_global=4)
     until(lambda: (permit := gov.try_acquire_tool()) and (permit.release() or True), "it to grant")
     held = [gov.acquire_tool() for _ in range(3)]
+@pytest.mark.parametrize(
+    ("other", "has", "how"),
+    [
+        (["--streams", "9"], "max_streams=2", "change it with governor fleet resize URL {} --streams 9"),
+        (["--tools", "9"], "max_tools=3", "change it with governor fleet resize URL {} --tools 9"),
+        (["--global", "9"], "max_global=4", "change it with governor fleet resize URL {} --global 9"),
+        (["--lease", "9"], "lease=1.0", "it cannot be changed while the fleet is there: end it and make it"),
+        (["--queued", "9"], "max_queued=5", "it cannot be changed while the fleet is there: end it and make"),
+    ],
+)
+def test_who_wants_another_fleet_than_there_is_hears_how(
+    other: list[str], has: str, how: str, server: Server, fleet_name: str
+) -> None:
+    options = [server.url, fleet_name, *LIMITS, "--lease", "1", "--queued", "5"]
+    assert do("create", *options).returncode == 0
+    message = f"the fleet {fleet_name!r} has {has}: {how.format(fleet_name)}"
+    fails(do("create", *options, *other), "create", message)
     assert do("run", server.url, fleet_name, "--kind", "tool", "--", "true").returncode == 75
     for permit in held:
         permit.release()
