@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ __all__ = ["draw"]
 
 def draw(look: dict[str, Any], size: os.terminal_size | None = None) -> list[str]:
     """Return a look at a fleet as lines; with bars, and cut to fit, if a terminal's size is given."""
+    if "away_since" in look:
+        since = time.strftime("%H:%M:%S", time.localtime(look["away_since"]))
+        return [f"Fleet {look['fleet']!r}: its server is away since {since}"]
     label = max(len(layer["name"]) for layer in look["layers"])
     bar = 0 if size is None else max(10, min(40, size.columns - label - 34))  # 34 for counts and gaps
     lines = [_title(look), *(_layer(layer, label, bar) for layer in look["layers"])]

@@ -20,7 +20,7 @@ __all__ = ["watch"]
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    """Show the fleet until interrupted, or once."""
+    """Show the fleet until interrupted, or once. A server that goes away is waited for."""
     if arguments.json:
         show = _print_json
     elif sys.stdout.isatty() and _knows_ansi() and not arguments.once:
@@ -28,8 +28,20 @@ def watch(arguments: argparse.Namespace) -> int:
     else:
         show = _print_plainly
     with ends_on_sigterm(), member(arguments) as gov:
+        from redis.exceptions import AuthenticationError
+        from redis.exceptions import ConnectionError as Unreachable
+        from redis.exceptions import TimeoutError as TooSlow
+
+        away: float | None = None
         while True:
-            show(_look(gov, arguments.name))
+            try:
+                look, away = _look(gov, arguments.name), None
+            except (Unreachable, TooSlow) as error:
+                if arguments.once or isinstance(error, AuthenticationError):
+                    raise
+                away = away or round(time.time(), 3)
+                look = {"fleet": arguments.name, "away_since": away}
+            show(look)
             if arguments.once:
                 return 0
             time.sleep(arguments.interval)

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -243,7 +244,6 @@ def test_a_server_that_is_not_there_is_a_line(command: str) -> None:
     done = do(command, f"redis://:pass%20word@127.0.0.1:{port}", "shop", *COMMANDS[command])
     fails(done, command, str(port))
     assert "word" not in done.stderr
-
     assert "serve" not in done.stderr
 
 
@@ -253,6 +253,7 @@ def test_a_socket_that_nobody_serves_is_a_line_that_says_who_would(command: str,
     done = do(command, f"unix://{folder}/a%20socket", "shop", *COMMANDS[command])
     hint = f": is the server running? governor fleet serve --socket '{folder}/a socket'"
     fails(done, command, "onnect", hint)
+
 
 @pytest.mark.parametrize("command", [it for it in COMMANDS if it != "create"])
 def test_a_fleet_that_is_not_there_is_a_line(command: str, server: Server, fleet_name: str) -> None:
@@ -307,6 +308,11 @@ BAD = [
     ["create", "redis://127.0.0.1", "shop", "--streams", "1", "--tools", "1"],
     ["create", "redis://127.0.0.1", "shop", "--streams", "-1", "--tools", "1", "--global", "1"],
     ["create", "redis://127.0.0.1", "shop", *LIMITS, "--lease", "0"],
+    ["create", "redis://127.0.0.1", "shop", *LIMITS, "--lease", "0.01"],
+    ["create", "redis://127.0.0.1", "shop", *LIMITS, "--lease", "86401"],
+    ["create", "redis://127.0.0.1", "my secret shop", *LIMITS],
+    ["watch", "redis://127.0.0.1", "{shop}"],
+    ["watch", "redis://127.0.0.1", ""],
     ["resize", "redis://127.0.0.1", "shop"],
     ["resize", "redis://127.0.0.1", "shop", "--tools", "many"],
     ["run", "redis://127.0.0.1", "shop", "--kind", "tool"],
@@ -319,11 +325,6 @@ BAD = [
 ]
 
 
-    ["create", "redis://127.0.0.1", "shop", *LIMITS, "--lease", "0.01"],
-    ["create", "redis://127.0.0.1", "shop", *LIMITS, "--lease", "86401"],
-    ["create", "redis://127.0.0.1", "my secret shop", *LIMITS],
-    ["watch", "redis://127.0.0.1", "{shop}"],
-    ["watch", "redis://127.0.0.1", ""],
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
 def test_what_it_does_not_understand_it_does_not_do(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -335,6 +336,12 @@ def test_what_it_does_not_understand_it_does_not_do(
     assert said.out == ""
     assert "error: " in said.err
     assert "sec" not in said.err.replace("seconds", "")
+
+
+def test_without_a_command_it_asks_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fleet"])
+    assert capsys.readouterr().err.endswith(" required: command\n")
 
 
 # ---------------------------------------------------------------------------------- create, resize
@@ -350,13 +357,6 @@ def test_a_fleet_made_ahead_of_time_says_when_it_grants(server: Server, fleet_na
     until(lambda: do("create", *options).stdout.endswith(", grants now\n"), "it to grant", patience=PATIENCE)
 
 
-
-
-def test_a_limit_of_the_line_holds_for_all(server: Server, fleet_name: str, join: Join) -> None:
-    assert do("create", server.url, fleet_name, *LIMITS, "--queued", "0", "--lease", "1").returncode == 0
-    gov = join(max_streams=2, max_tools=3, max_global=4)
-    until(lambda: (permit := gov.try_acquire_tool()) and (permit.release() or True), "it to grant")
-    held = [gov.acquire_tool() for _ in range(3)]
 @pytest.mark.parametrize(
     ("other", "has", "how"),
     [
@@ -374,6 +374,13 @@ def test_who_wants_another_fleet_than_there_is_hears_how(
     assert do("create", *options).returncode == 0
     message = f"the fleet {fleet_name!r} has {has}: {how.format(fleet_name)}"
     fails(do("create", *options, *other), "create", message)
+
+
+def test_a_limit_of_the_line_holds_for_all(server: Server, fleet_name: str, join: Join) -> None:
+    assert do("create", server.url, fleet_name, *LIMITS, "--queued", "0", "--lease", "1").returncode == 0
+    gov = join(max_streams=2, max_tools=3, max_global=4)
+    until(lambda: (permit := gov.try_acquire_tool()) and (permit.release() or True), "it to grant")
+    held = [gov.acquire_tool() for _ in range(3)]
     assert do("run", server.url, fleet_name, "--kind", "tool", "--", "true").returncode == 75
     for permit in held:
         permit.release()
@@ -441,6 +448,22 @@ def test_a_view_goes_on_until_a_signal_and_leaves_nothing(
         assert child.stderr.read() == ""
     gov.stats()
     assert f"{socket.gethostname()}:{child.pid}" not in [it.process for it in gov._survey_fleet().sessions]
+
+
+def test_a_view_bears_a_server_that_is_away(fleet_name: str) -> None:
+    with Server(durable=True) as server:
+        assert do("create", server.url, fleet_name, *LIMITS).returncode == 0
+        with doing("watch", server.url, fleet_name, "--interval", "0.01", "--json") as child:
+            assert "layers" in json.loads(line_of(child))
+            server.stop()
+            while "away_since" not in (look := json.loads(line_of(child))):
+                pass
+            assert abs(time.time() - look["away_since"]) < PATIENCE
+            server.start()
+            while "layers" not in json.loads(line_of(child)):
+                pass
+    (line,) = draw(look)
+    assert re.fullmatch(rf"Fleet {fleet_name!r}: its server is away since \d\d:\d\d:\d\d", line)
 
 
 @posix_only
