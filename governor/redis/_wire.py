@@ -132,11 +132,11 @@ class Wire:
         self._lead(None)
 
     def attempt(self, *command: str | int, timeout: float) -> None:
-        """Say one last thing, where nobody else is amid something and that takes no new connection."""
-        connection = self._connection
-        if not self._lock.acquire(False):
+        """Say one last thing, where that takes no new connection, within so many seconds."""
+        if not self._lock.acquire(timeout=timeout):
             return
         try:
+            connection = self._connection
             if connection is not None and _is_open(connection):
                 call = _Call(command, None, False)
                 connection.send_packed_command(
