@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class Snapshot:
         known: By a permit's serial number, its state (``h``, ``w``) and the fleet's number.
         limits: Of streams, tools, and all.
         before: What the fleet was to know when it was asked.
+        current: Whether no limit was changed here since it was answered.
         began: Whether the session had ended, or the fleet had been forgotten: what was said before that,
             and comes late, holds no more.
         lost: Whether what it does not know may be another's by now.
@@ -54,6 +56,7 @@ class Snapshot:
     known: Mapping[int, tuple[bytes, int]]
     limits: tuple[int, ...]
     before: Mapping[int, Any]
+    current: bool
     began: bool
     lost: bool
 
@@ -103,6 +106,7 @@ class Session:
         # How often the session has begun anew; up to which of these that is seen to; the last by which
         # places were lost.
         self._begun = self._seen = self._losing = 0
+        self._changes = 0  # how often limits were changed here
         self._owner = weakref.ref(owner)
         self.wire = Wire(client, name, self.id, self._deliver)
         self._active = False
@@ -167,10 +171,11 @@ class Session:
         if owner is not None and owner.is_amid_step():
             raise Reentered  # who leads may want the lock that this very thread has
         del owner
-        answer = self.wire.call(*command)
+        then = self._note_change if command[0] == "resize" else None
+        answer = self.wire.call(*command, then=then)
         if answer and answer[0] == b"gone":
             self.join(self.limits, self.lease)
-            answer = self.wire.call(*command)
+            answer = self.wire.call(*command, then=then)
         if not self._active:
             self.close()
         return answer
@@ -180,26 +185,33 @@ class Session:
         owner = self._owner()
         if owner is None:
             return
+        noted: list[int] = []
         before, asked = owner.answered(), now()
-        answer = self.wire.call("renew", then=self._note)
+        answer = self.wire.call("renew", then=partial(self._note, noted))
         if answer[0] == b"gone":
             self.join(self.limits, self.lease)
             before, asked = owner.answered(), now()
-            answer = self.wire.call("renew", then=self._note)
+            answer = self.wire.call("renew", then=partial(self._note, noted))
         if asked > self.deadline:
             owner.lapse()
         begun, seen = self._begun, self._seen
         limits, soonest, rest = tuple(map(int, answer[4:7])), answer[1], answer[7:]
         self.limits = {**self.limits, **dict(zip(LIMITS, limits, strict=False))}
         known = {int(serial): (state, int(number)) for serial, state, number in grouped(rest, 3)}
-        if owner.reconcile(Snapshot(known, limits, before, begun > seen, self._losing > seen)):
+        if owner.reconcile(
+            Snapshot(known, limits, before, noted[-1:] == [self._changes], begun > seen, self._losing > seen)
+        ):
             self._seen = begun
             self.deadline = asked + self.lease  # not before what is lost is known to be
         self._next = time.monotonic() + min(self.lease / 3, int(soonest) / 1000 + 0.002)
         self.wire.flush()
 
-    def _note(self, answer: Answer) -> None:
+    def _note_change(self, _: Answer) -> None:
+        self._changes += 1
+
+    def _note(self, noted: list[int], answer: Answer) -> None:
         """Note whether a renewal has begun the session anew: in the order of the answers."""
+        noted.append(self._changes)
         if answer[0] == b"gone":
             return
         existed, _, settles, epoch = answer[:4]
@@ -215,7 +227,7 @@ class Session:
         if not self._active or self.pid != os.getpid():
             return
         self._active = False
-        self._epoch = None
+        self._thread = self._epoch = None
         try:
             self.wire.call("leave")
         except (RedisError, OSError, Reentered):
@@ -251,7 +263,8 @@ class Session:
 
     def _begin(self) -> None:
         self.renew()
-        # In this order: an interrupt leaves a session that has a listener, or one that begins again.
+        # In this order: an interrupt leaves a session that has a listener, or one that begins again, with
+        # another; the former one then ends.
         _sessions.add(self)
         self._thread = thread = Thread(target=self._attend, name="governor-fleet", daemon=True)
         thread.start()
@@ -269,7 +282,6 @@ class Session:
         channel = f"governor:{{{self.name}}}:{self.id}"
         pubsub = self.client.pubsub()
         trouble = 0
-        self._active = True
         try:
             while self._goes_on():
                 try:
@@ -290,7 +302,7 @@ class Session:
                 self.close()
 
     def _goes_on(self) -> bool:
-        return self._active and self._thread is threading.current_thread() and self._owner() is not None
+        return self._thread is threading.current_thread() and self._owner() is not None
 
     def _listen(self, pubsub: Any, channel: str) -> None:
         if not pubsub.subscribed:

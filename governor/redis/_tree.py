@@ -46,6 +46,7 @@ from governor._tree import (
     path,
     waiting_files,
 )
+from governor.redis import _session
 from governor.redis._session import Session, Snapshot, now
 from governor.redis._wire import Answer, Reentered, grouped, open_gate
 
@@ -54,7 +55,7 @@ __all__ = ["MOST", "FleetNode", "FleetTree", "agent_of"]
 _GO, _STALE = "go", "stale"
 MOST = 1 << 53  # the numbers up to which a script of the server counts exactly
 
-waiting_files.add(__file__)
+waiting_files.update((__file__, _session.__file__))
 _OPEN = Lock()  # the gate of one who does not wait
 
 
@@ -414,8 +415,9 @@ class FleetTree(Tree):
         whatever another thread will have to say of the same.
         """
         wire, lost = self.session.wire, list[Ticket]()
-        for node, limit in zip(self.main, snapshot.limits, strict=True):
-            node.limit = limit
+        if snapshot.current:
+            for node, limit in zip(self.main, snapshot.limits, strict=True):
+                node.limit = limit
         for serial, (state, number) in snapshot.known.items():
             mine = self.asked.get(serial)
             if mine is None:
@@ -445,14 +447,12 @@ class FleetTree(Tree):
                 then = partial(self.asked_again, ticket, ticket.serial)
                 wire.post("acquire", ticket.serial, *again, then=then)
             # Else whoever asks for it finds out.
-        self._break_circles()
+        if snapshot.current:  # else it may be too late for what was true then
+            self._break_circles()
         return lost
 
     def _is_in_circle(self, leaf: Node, ticket: Ticket) -> bool:
         return ticket.number in self.line and self._circle(ticket) is not None
-
-    def _part_circles(self, leaf: Node) -> None:
-        self._break_circles()
 
     def _park_again(self, leaf: Node, ticket: Ticket, serial: int, answer: Answer) -> None:
         if ticket.serial != serial or ticket.number not in self.line:
@@ -494,13 +494,15 @@ class FleetTree(Tree):
             pass  # no reason to end a wait
 
     def _look_again(self, ticket: Ticket | None = None) -> None:
-        self.session.renew()
-        self._settled(self._part_circles, self.root)
+        self.session.renew()  # which ends circles, knowing the grants and the limits that there are
+        self.serve()
 
     def _rebuild(self) -> None:
-        for ticket in list(self.line.values()):
+        for ticket in list(self.asked.values()):
             if ticket.state is WAITING and is_closed(ticket.leaf):
                 self.session.wire.post("release", ticket.serial, _key(ticket.leaf))
+                if ticket.number not in self.line:
+                    continue  # its own answer is yet to be read, and will be refused
                 # Straight line.
                 del self.line[ticket.number]
                 if ticket.serial in self.asked:

@@ -25,7 +25,7 @@ from governor import (
     DeadlockError,
     Layer,
     SemaphoreClosed,
-    _governor,
+    _in_process,
     _tree,
 )
 
@@ -110,7 +110,7 @@ class Stage:
     def check(self, error: BaseException | None) -> None:
         """Hold the books to what can be seen to be held, before any further operation."""
         tree = self.tree
-        for it in (tree, _governor._registry.tree):
+        for it in (tree, _in_process._registry.tree):
             elsewhere(partial(assert_sound, it))
         awake = f"all that are out of the line to be awake: {self.waiters} less {len(tree.line)}"
         until(lambda: len(self.through) + len(tree.line) == self.waiters, awake)
