@@ -79,6 +79,7 @@ def test_requests_and_threads_are_served_in_the_order_of_their_coming(gov: Concu
             else:
                 crew.start(thread, str(number))
             until(lambda: waiting(gov) == number + 1, f"{number} in line")  # noqa: B023
+    until(lambda: len(served) == 6, "the last callback, which in a fleet another thread may run")
     assert served == list("012345")
 
 
