@@ -191,22 +191,14 @@ class RedisGovernor(Governor):
 
     def _survey_fleet(self) -> FleetSurvey:
         """Return how the fleet is, over all processes."""
-        session = self._session
+        session, tree = self._session, self._global.tree
+        assert isinstance(tree, FleetTree)
         keys = ["", "stream/", "tool/", *sorted(key.decode() for key in session.look("agents"))]
-        usage = grouped(session.look("usage", *keys), 3)
         layers: list[LayerSurvey] = []
-        for key, (used, waiting, limit) in zip(keys, usage, strict=True):
+        for key, usage in zip(keys, tree.usage_of(keys), strict=True):
             kind, agent = key.partition("/")[0] or "global", agent_of(key)
             label = "global" if kind == "global" else f"{kind}s"
-            layers.append(
-                LayerSurvey(
-                    f"{label} of {agent!r}" if agent else label,
-                    kind,
-                    int(used),
-                    int(waiting),
-                    None if limit == b"" else int(limit),
-                )
-            )
+            layers.append(LayerSurvey(f"{label} of {agent!r}" if agent else label, kind, *usage))
         settles, *rest = session.look("sessions")
         sessions = [
             SessionSurvey(name.decode().rpartition(":")[0], int(held), int(waiting), int(left) / 1000)

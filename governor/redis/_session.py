@@ -163,7 +163,10 @@ class Session:
             if not answer or answer[0] not in (b"gone", b"lapsed"):
                 return answer
             self.renew()
-        raise ConcurrencyError(f"fleet {self.name!r}: its state is lost again and again")
+        raise self._lost()
+
+    def _lost(self) -> ConcurrencyError:
+        return ConcurrencyError(f"fleet {self.name!r}: its state is lost again and again")
 
     def look(self, *command: str | int) -> Answer:
         """Return the answer to a command that is of no session, and begins none."""
@@ -186,12 +189,14 @@ class Session:
         if owner is None:
             return
         noted: list[int] = []
-        before, asked = owner.answered(), now()
-        answer = self.wire.call("renew", then=partial(self._note, noted))
-        if answer[0] == b"gone":
-            self.join(self.limits, self.lease)
+        for _ in range(5):
             before, asked = owner.answered(), now()
             answer = self.wire.call("renew", then=partial(self._note, noted))
+            if answer[0] != b"gone":
+                break
+            self.join(self.limits, self.lease)
+        else:
+            raise self._lost()
         if asked > self.deadline:
             owner.lapse()
         begun, seen = self._begun, self._seen

@@ -104,8 +104,8 @@ class FleetTree(Tree):
 
     def stand(self, ticket: Ticket, *, at_once: bool = False, resumes: bool = False) -> Any:
         leaf = ticket.leaf
-        if self.lock._is_owned():  # type: ignore[attr-defined]
-            return _Refusal(ConcurrencyLimitExceeded)  # in a signal handler amid a step
+        if self.is_amid_step():
+            return _Refusal(ConcurrencyLimitExceeded)
         verdict = self._settled(self._enlist, leaf, ticket, resumes)
         if verdict is not _GO:
             return verdict
@@ -168,17 +168,22 @@ class FleetTree(Tree):
         self.leave_if_over()
 
     def usage(self, *nodes: Node) -> list[tuple[int, int, int]]:
-        keys = [_key(node) for node in nodes]
-        # By the thousand: a script takes no more arguments than so many.
-        answer = [
-            it for some in range(0, len(keys), 1000) for it in self._look("usage", *keys[some : some + 1000])
-        ]
         usage: list[tuple[int, int, int]] = []
-        for node, (used, waiting, limit) in zip(nodes, grouped(answer, 3), strict=True):
-            if limit != b"":
-                node.limit = int(limit)
-            usage.append((int(used), int(waiting), node.limit))
+        for node, (used, waiting, limit) in zip(nodes, self.usage_of([*map(_key, nodes)]), strict=True):
+            if limit is not None:
+                node.limit = limit
+            usage.append((used, waiting, node.limit))
         return usage
+
+    def usage_of(self, keys: Sequence[str]) -> list[tuple[int, int, int | None]]:
+        """Return of each layer how many hold it, how many wait, and its limit, if the fleet knows one."""
+        # By the thousand: a script takes no more arguments than so many.
+        slices = (keys[first : first + 1000] for first in range(0, len(keys), 1000))
+        answer = [it for some in slices for it in self._look("usage", *some)]
+        return [
+            (int(used), int(waiting), None if limit == b"" else int(limit))
+            for used, waiting, limit in grouped(answer, 3)
+        ]
 
     def _look(self, *command: str | int) -> Answer:
         try:
@@ -307,8 +312,7 @@ class FleetTree(Tree):
         if ticket.serial != serial:
             return _STALE
         if verdict == b"held":
-            ticket.fence = int(answer[1])
-            self._take_in(ticket)
+            self._take_in(ticket, int(answer[1]))
             return None
         if verdict == b"waiting":
             self._learn(leaf, answer[2])
@@ -342,8 +346,7 @@ class FleetTree(Tree):
             return None
         same = ticket.serial == serial  # else it stands in line under another one
         if same and answer[0] == b"held":
-            ticket.fence = int(answer[1])
-            self._take_in(ticket)
+            self._take_in(ticket, int(answer[1]))
             return None
         left: Answer = answer[1:] if answer[0] == b"left" and answer[1:] else [0, []]
         ahead, uses = left
@@ -358,11 +361,11 @@ class FleetTree(Tree):
         for serial, number in grouped(grants, 2):
             ticket = self.asked.get(int(serial))
             if ticket is not None and ticket.state is not HELD:
-                ticket.fence = int(number)
-                self._take_in(ticket)
+                self._take_in(ticket, int(number))
 
-    def _take_in(self, ticket: Ticket) -> None:
+    def _take_in(self, ticket: Ticket, fence: int) -> None:
         number = ticket.number
+        ticket.fence = fence
         # Straight line: in the books before it wakes.
         self.held[number] = ticket
         ticket.state = HELD
@@ -423,8 +426,7 @@ class FleetTree(Tree):
             if mine is None:
                 wire.post("release", serial)
             elif state == b"h" and mine.state is not HELD and mine.number in self.line:
-                mine.fence = number
-                self._take_in(mine)
+                self._take_in(mine, number)
         for serial, ticket in list(self.asked.items()):
             if serial in snapshot.known or not (snapshot.began or serial in snapshot.before):
                 continue
@@ -458,8 +460,7 @@ class FleetTree(Tree):
         if ticket.serial != serial or ticket.number not in self.line:
             return
         if answer[0] == b"held" and ticket.state is not HELD:
-            ticket.fence = int(answer[1])
-            self._take_in(ticket)
+            self._take_in(ticket, int(answer[1]))
 
     def _unused(self, leaf: Node, nodes: tuple[Node, ...]) -> bool:
         out = (*self.held.values(), *self.away.values())
@@ -505,8 +506,7 @@ class FleetTree(Tree):
                     continue  # its own answer is yet to be read, and will be refused
                 # Straight line.
                 del self.line[ticket.number]
-                if ticket.serial in self.asked:
-                    del self.asked[ticket.serial]
+                del self.asked[ticket.serial]
                 self.after.append(ticket.gate)
         self._open_drains()
         self.dirty = None

@@ -162,10 +162,7 @@ class Wire:
                 self._lock.release()
             except RuntimeError:
                 pass  # not taken yet
-            # Who came meanwhile found it taken, and sleeps.
-            following = self._first_that_waits()
-            if following is not None and following.gate is not None:
-                open_gate(following.gate)
+            self._wake_next()  # who came meanwhile found it taken, and sleeps
         if connection is not None:
             connection.disconnect()
             self._pool.release(connection)
@@ -209,12 +206,7 @@ class Wire:
             self._send_all(call, alone)
             lock.release()
             led = True
-            following = self._first_that_waits()
-            if following is not None:
-                if following.gate is not None:
-                    open_gate(following.gate)
-                break
-            if len(self._queue) <= self._sent:
+            if self._wake_next() or len(self._queue) <= self._sent:
                 break
             # Else nobody waits for what has come just now, and so nobody would send it.
         return led
@@ -222,6 +214,13 @@ class Wire:
     def _is_connected(self) -> bool:
         connection = self._connection
         return connection is not None and not self._amid and _is_open(connection)
+
+    def _wake_next(self) -> bool:
+        """Let the first that waits lead, if there is one. Returns whether there is."""
+        following = self._first_that_waits()
+        if following is not None and following.gate is not None:
+            open_gate(following.gate)
+        return following is not None
 
     def _first_that_waits(self) -> _Call | None:
         for index in range(len(self._queue)):
